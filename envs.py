@@ -1,0 +1,174 @@
+"""The four task families of the paper (Section 5) on Gymnasium's MuJoCo v5 classes, and a toy one.
+
+A family is a list of tasks; a task is a plain dict of JSON values, the keyword arguments of its
+environment. Every episode ends by truncation at the family's horizon, most never otherwise:
+
+    envs.make("cheetah_vel", envs.FAMILIES["cheetah_vel"].tasks[7])
+    gymnasium.make("macaw/cheetah_vel-v0", velocity=0.6)                        # the same
+
+| family        | tasks                          | what differs | obs | act |
+|---------------|--------------------------------|--------------|-----|-----|
+| cheetah_dir   | run forward or backward        | reward       | 17  | 6   |
+| cheetah_vel   | run at one of 40 speeds        | reward       | 17  | 6   |
+| ant_dir       | run at one of 50 angles        | reward       | 27  | 8   |
+| walker_params | run with one of 50 bodies      | dynamics     | 17  | 6   |
+| point_goal    | reach one of 20 hidden goals   | reward       | 2   | 2   |
+
+The observation never tells the task: it must be inferred from rewards or dynamics. It is
+Gymnasium's own; the authors' cheetah adds the torso's position, which a running body makes grow
+without bound. `info` reports every term of the reward under a name that begins with "reward_".
+"""
+from typing import NamedTuple
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco.ant_v5 import AntEnv
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
+from gymnasium.utils import EzPickle
+
+
+def _settle(env, task, kwargs):
+    """Let an environment be pickled with its task, and bound its observations as MuJoCo does."""
+    EzPickle.__init__(env, **task, **kwargs)
+    space = env.observation_space
+    env.observation_space = gymnasium.spaces.Box(-mujoco.mjMAXVAL, mujoco.mjMAXVAL, space.shape,
+                                                 space.dtype)
+
+
+def _retold(transition, **terms):
+    """A Gymnasium transition with some reward terms replaced, and the reward their sum again."""
+    observation, _, terminated, truncated, info = transition
+    info.update(terms)
+    reward = sum(value for name, value in info.items() if name.startswith("reward_"))
+    return observation, float(reward), terminated, truncated, info
+
+
+class CheetahDir(HalfCheetahEnv):
+    """Run forward (direction 1) or backward (-1): r = direction * v_x - 0.05 |a|^2."""
+
+    def __init__(self, direction: int, **kwargs):
+        super().__init__(ctrl_cost_weight=0.05, **kwargs)
+        _settle(self, dict(direction=direction), kwargs)
+        self.direction = direction
+
+    def step(self, action):
+        transition = super().step(action)
+        return _retold(transition, reward_forward=self.direction * transition[-1]["x_velocity"])
+
+
+class CheetahVel(HalfCheetahEnv):
+    """Run at a given speed in m/s: r = -|v_x - velocity| - 0.05 |a|^2."""
+
+    def __init__(self, velocity: float, **kwargs):
+        super().__init__(ctrl_cost_weight=0.05, **kwargs)
+        _settle(self, dict(velocity=velocity), kwargs)
+        self.velocity = velocity
+
+    def step(self, action):
+        transition = super().step(action)
+        speed_error = abs(transition[-1]["x_velocity"] - self.velocity)
+        return _retold(transition, reward_forward=-speed_error)
+
+
+class AntDir(AntEnv):
+    """Run at an angle in radians: r = v . (cos, sin) - 0.5 |a|^2 - contact cost + 1 alive.
+
+    Without contact forces in the observation. An episode ends when the torso leaves [0.2, 1] m.
+    """
+
+    def __init__(self, angle: float, **kwargs):
+        super().__init__(include_cfrc_ext_in_observation=False, **kwargs)
+        _settle(self, dict(angle=angle), kwargs)
+        self.direction = np.array([np.cos(angle), np.sin(angle)])
+
+    def step(self, action):
+        transition = super().step(action)
+        velocity = np.array([transition[-1]["x_velocity"], transition[-1]["y_velocity"]])
+        return _retold(transition, reward_forward=float(velocity @ self.direction))
+
+
+class WalkerParams(Walker2dEnv):
+    """Run forward in a body whose physics is scaled, element by element, by the given factors.
+
+    r = v_x - 1e-3 |a|^2 + 1 alive; an episode ends when the walker falls.
+    """
+
+    def __init__(self, body_mass, body_inertia, geom_friction, dof_damping, **kwargs):
+        super().__init__(**kwargs)
+        factors = dict(body_mass=body_mass, body_inertia=body_inertia,
+                       geom_friction=geom_friction, dof_damping=dof_damping)
+        _settle(self, factors, kwargs)
+        for name, factor in factors.items():
+            getattr(self.model, name)[:] *= np.asarray(factor)
+        mujoco.mj_setConst(self.model, self.data)   # what MuJoCo derives from masses and inertias
+
+
+class PointGoal(gymnasium.Env):
+    """A point walks the plane to a goal it cannot see: r = -|position - goal| - 0.01 |a|^2."""
+
+    observation_space = gymnasium.spaces.Box(-3.0, 3.0, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    step_length = 0.1
+
+    def __init__(self, goal: list, render_mode: None = None):
+        self.goal, self.render_mode = np.array(goal, np.float64), render_mode
+        self.position = np.zeros(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = self.np_random.uniform(-0.2, 0.2, 2)
+        return self.position.copy(), {}
+
+    def step(self, action):
+        self.position = np.clip(self.position + self.step_length * action, -3.0, 3.0)
+        terms = dict(reward_goal=-float(np.linalg.norm(self.position - self.goal)),
+                     reward_ctrl=-0.01 * float(np.sum(np.square(action))))
+        return self.position.copy(), sum(terms.values()), False, False, terms
+
+
+class Family(NamedTuple):
+    """The frozen tasks of one family, `test` the ids held out from meta-training."""
+    env: type
+    tasks: list
+    test: tuple
+    horizon: int = 200      # steps to truncation
+
+
+def _ant_tasks(n=50):
+    # numpy promises the stream of RandomState for ever; that of default_rng may change
+    angles = np.random.RandomState(0).uniform(0, 2 * np.pi, n)
+    return [{"angle": round(float(angle), 4)} for angle in angles]
+
+
+def _walker_tasks(n=50):
+    random = np.random.RandomState(0)
+    shapes = dict(body_mass=((8,), 1.5), body_inertia=((8, 3), 1.5),
+                  geom_friction=((8, 3), 1.5), dof_damping=((9,), 1.3))
+    return [{name: np.round(base ** random.uniform(-3, 3, shape), 4).tolist()
+             for name, (shape, base) in shapes.items()} for _ in range(n)]
+
+
+def _point_tasks(n=20):
+    angles = 2 * np.pi * np.arange(n) / n
+    return [{"goal": np.round([np.cos(a), np.sin(a)], 4).tolist()} for a in angles]
+
+
+FAMILIES = {
+    "cheetah_dir": Family(CheetahDir, [{"direction": 1}, {"direction": -1}], (0, 1)),
+    "cheetah_vel": Family(CheetahVel, [{"velocity": round(0.075 * k, 3)} for k in range(1, 41)],
+                          (2, 7, 15, 23, 26)),
+    "ant_dir": Family(AntDir, _ant_tasks(), (6, 17, 23, 30, 41)),
+    "walker_params": Family(WalkerParams, _walker_tasks(), (43, 15, 12, 39, 2)),
+    "point_goal": Family(PointGoal, _point_tasks(), (2, 7, 12, 17), horizon=40),
+}
+
+for _name, _family in FAMILIES.items():
+    gymnasium.register(f"macaw/{_name}-v0", entry_point=_family.env,
+                       max_episode_steps=_family.horizon)
+
+
+def make(family: str, task: dict, **kwargs) -> gymnasium.Env:
+    """The environment of one task; kwargs go to it too (render_mode="rgb_array", say)."""
+    return gymnasium.make(f"macaw/{family}-v0", disable_env_checker=True, **task, **kwargs)
