@@ -1,0 +1,136 @@
+"""The offline buffers D_i of the training and test tasks: reading a data file, sampling batches."""
+import json
+import zipfile
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import envs
+from command import BadInput
+
+DATA_FORMAT = 1
+
+
+class Batch(NamedTuple):
+    """B transitions of each of T tasks."""
+    obs: torch.Tensor           # (T, B, obs) standardised
+    action: torch.Tensor        # (T, B, act)
+    mc_return: torch.Tensor     # (T, B) discounted rewards from here to the end of the episode
+    discount: torch.Tensor      # (T, B) gamma^k, k steps before the time limit; 0 if terminated
+    last_obs: torch.Tensor      # (T, B, obs) the state after the episode's last step
+
+
+def read(path, env):
+    """The arrays and the metadata of a behaviour data file, written by `collect.py`.
+
+    The .npz holds, task by task and episode by episode in the order in which the agent lived
+    them: `observations` (T + 1 an episode), `actions`, `rewards`, `terminations`, `truncations`
+    (T each); for each episode `episode_task`, `episode_number` in the agent's life,
+    `episode_seed` of its reset, `episode_length`; and `metadata`, a JSON string. Raises BadInput.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x = {name: file[name] for name in file.files}
+            meta = json.loads(str(x["metadata"]))
+    except FileNotFoundError:
+        raise BadInput(f"{path} is not there; make it with `python collect.py --env {env}` or "
+                       "name another file with --data") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise BadInput(f"{path} cannot be read: it is cut off or not a file of collect.py; "
+                       "make it anew") from None
+    if (meta["format"], meta["family"]) != (DATA_FORMAT, env):
+        raise BadInput(f"{path} holds {meta['family']} in format {meta['format']}, not {env} in "
+                       f"format {DATA_FORMAT}; give another --data or --env")
+    example = envs.make(env, envs.FAMILIES[env].tasks[0])
+    sizes = example.observation_space.shape + example.action_space.shape
+    if sizes != x["observations"].shape[1:] + x["actions"].shape[1:]:
+        raise BadInput(f"{path} has other observation or action sizes than {env}; make it anew")
+    return x, meta
+
+
+def mc_returns(rewards, length, gamma):
+    """Discounted sums of rewards (N,) from each step to the end of its episode."""
+    episode = np.repeat(np.arange(len(length)), length)
+    step = np.arange(len(episode)) - np.repeat(np.cumsum(length) - length, length)
+    table = np.zeros((len(length), length.max()))                   # an episode a row, then zeros
+    table[episode, step] = rewards
+    for t in range(table.shape[1] - 2, -1, -1):
+        table[:, t] += gamma * table[:, t + 1]
+    return table[episode, step]
+
+
+class Buffers:
+    """The offline buffers D_i of a data file, standardised and ready to sample.
+
+    Observations are standardised and returns divided by their deviation, both over the training
+    tasks alone; `stats` are given when they come from a checkpoint. Raises BadInput.
+    """
+
+    def __init__(self, path, config, stats=None):
+        x, meta = read(path, config.env)
+        self.obs_dim, self.act_dim = x["observations"].shape[1], x["actions"].shape[1]
+        self.behavior_final = {int(k): v for k, v in meta["behavior_final"].items()}
+        length = x["episode_length"]
+        episode = np.repeat(np.arange(len(length)), length)                 # of each transition
+        task = x["episode_task"][episode]
+        ids, first, count = np.unique(task, return_index=True, return_counts=True)
+        self.split(path, config, ids.tolist(), count)
+
+        returns = mc_returns(x["rewards"], length, config.gamma)
+        here = np.arange(len(episode)) + episode            # place of s among the observations,
+        last = np.cumsum(length + 1)[episode] - 1           # and of the episode's last state
+        terminated = np.isin(episode, episode[x["terminations"]])
+        discount = np.where(terminated, 0.0, config.gamma ** (last - here))
+        if stats is None:
+            train = np.isin(task, self.train)
+            obs = x["observations"][here[train]].astype(np.float64)
+            stats = dict(obs_mean=obs.mean(0), obs_std=obs.std(0) + 1e-6,
+                         return_scale=returns[train].std() + 1e-6)
+
+        def tensor(array, dtype=torch.float32):
+            return torch.as_tensor(array, dtype=dtype, device=config.device)
+        self.stats = stats = {name: tensor(x) for name, x in stats.items()}
+        self.obs = (tensor(x["observations"]) - stats["obs_mean"]) / stats["obs_std"]
+        self.action, self.discount = tensor(x["actions"]), tensor(discount)
+        self.mc_return = tensor(returns) / stats["return_scale"]
+        self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
+        self.first, self.count = torch.zeros(2, ids.max() + 1, 1, dtype=torch.long)
+        self.first[ids, 0], self.count[ids, 0] = torch.as_tensor(first), torch.as_tensor(count)
+
+    def split(self, path, config, ids, count):
+        """Training and test tasks; the same where a family has no others (cheetah_dir)."""
+        held_out = envs.FAMILIES[config.env].test
+        self.test = parse_ids(config.holdout, ids) or [i for i in held_out if i in ids]
+        self.train = [i for i in ids if i not in self.test and i not in held_out] or ids
+        if not self.test:
+            raise BadInput(f"{path} has none of the test tasks {held_out}; collect them too")
+        need = config.inner_batch + config.outer_batch
+        if count.min() < need:
+            raise BadInput(f"{path} has {count.min()} transitions of a task; the two batches of a "
+                           f"meta-step need {need}: make them smaller or collect more")
+
+    def sample(self, tasks, sizes, generator):
+        """Disjoint batches of these sizes for each task (line 6 of Algorithm 1).
+
+        The buffer is cut into sum(sizes) equal parts; one transition of each is dealt at random.
+        """
+        shape = len(tasks), sum(sizes)
+        part = torch.rand(shape, generator=generator).argsort(-1)
+        place = (part + torch.rand(shape, generator=generator, dtype=torch.float64)) / shape[1]
+        index = self.first[tasks] + (place * self.count[tasks]).long()
+        return [Batch(self.obs[self.here[i]], self.action[i], self.mc_return[i], self.discount[i],
+                      self.obs[self.last[i]])
+                for i in index.to(self.obs.device).split(sizes, -1)]
+
+
+def parse_ids(text, known):
+    """Task ids from "4,12"; raises BadInput for others than the known ones."""
+    try:
+        ids = [int(i) for i in text.split(",")] if text else []
+    except ValueError:
+        raise BadInput(f"'{text}' is no list of task ids; write them as in 0,6") from None
+    if wrong := [i for i in ids if i not in known]:
+        raise BadInput(f"there is no task {wrong[0]}; choose among {known[0]} to {known[-1]}")
+    return ids
