@@ -25,6 +25,7 @@ Where we leave the paper; [code]: as the authors' released program does; the REA
  7. Observations are standardised, returns divided by their deviation, over the training tasks.
  8. Meta-losses are means over tasks, not sums (Adam does not care); outer step sizes decay to 0.
 """
+import bisect
 import contextlib
 import dataclasses
 import math
@@ -64,6 +65,7 @@ class Config:
     latent: int = flag(32, "c, size of a weight transform's latent z [code: 100]", 1, 4096)
     head_width: int = flag(32, "hidden units of the advantage head [code]", 1, 4096)
     weight_transform: bool = flag(True, "layers are weight transforms (Appendix B)")
+    equal_parameters: bool = flag(False, "ordinary layers as wide as weight transforms are big")
     advantage_head: bool = flag(True, "the inner policy loss has L^ADV (Eq. 3)")
     behavior_cloning: bool = flag(False, "all advantage weights are 1, inside and out")
     sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
@@ -94,8 +96,8 @@ PRESETS = {                                     # what a family needs differentl
 VARIANTS = {                                    # the paper's ablations (Section 5) and Meta-BC
     "macaw": dict(),
     "no_advantage": dict(advantage_head=False),
-    "no_wt": dict(weight_transform=False),                          # at equal width
-    "no_wt_wide": dict(weight_transform=False),                     # at equal parameter count
+    "no_wt": dict(weight_transform=False),
+    "no_wt_wide": dict(weight_transform=False, equal_parameters=True),
     "maml_awr": dict(weight_transform=False, advantage_head=False),
     "meta_bc": dict(behavior_cloning=True, advantage_head=False),
 }
@@ -274,7 +276,7 @@ def advantage_weights(advantage, config):
     """exp(A / T) of Eq. 1 for A (T, B) standardised in each task's batch, at most max_weight."""
     centred = advantage - advantage.mean(-1, keepdim=True)
     deviation = advantage.std(-1, keepdim=True)
-    scaled = centred / deviation.clamp_min(1e-6)
+    scaled = centred / deviation.clamp_min(1e-4)
     return (scaled / config.temperature).clamp_max(math.log(config.max_weight)).exp()
 
 
@@ -297,8 +299,9 @@ class Macaw(nn.Module):
         super().__init__()
         self.config = config
         head_width = config.head_width if config.advantage_head else 0
-        self.policy = Learner(lambda: Policy(obs_dim, act_dim, config.width, head_width), config)
-        self.value = Learner(lambda: Value(obs_dim, config.width), config)
+        width = equal_width(obs_dim, act_dim, config) if config.equal_parameters else config.width
+        self.policy = Learner(lambda: Policy(obs_dim, act_dim, width, head_width), config)
+        self.value = Learner(lambda: Value(obs_dim, width), config)
         if config.advantage_head:
             self.log_coef = nn.Parameter(torch.tensor(inverse_softplus(config.advantage_coef)))
 
@@ -332,6 +335,16 @@ class Macaw(nn.Module):
         groups = zip((*nets, steps), (config.policy_lr, config.value_lr, config.step_lr))
         return torch.optim.Adam([dict(params=p, lr=lr, initial_lr=lr) for p, lr in groups],
                                 fused=True)
+
+
+def equal_width(obs_dim, act_dim, config):
+    """The width at which ordinary layers have as many parameters as the weight transforms."""
+    def parameters(**changes):
+        with torch.device("meta"):
+            changed = dataclasses.replace(config, equal_parameters=False, **changes)
+            return sum(p.numel() for p in Macaw(obs_dim, act_dim, changed).parameters())
+    return bisect.bisect(range(4096), parameters(weight_transform=True),
+                         key=lambda width: parameters(weight_transform=False, width=width)) - 1
 
 
 # --------------------------------------------------------------------------- rollout, evaluation
