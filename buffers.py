@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import envs
-from command import BadInput
+from command import BadInput, replacing
 
 DATA_FORMAT = 1
 
@@ -48,6 +48,30 @@ def read(path, env):
     if sizes != x["observations"].shape[1:] + x["actions"].shape[1:]:
         raise BadInput(f"{path} has other observation or action sizes than {env}; make it anew")
     return x, meta
+
+
+def write(path, x, meta):
+    """A file that `read` reads, whole or not at all."""
+    with replacing(path) as file:
+        np.savez_compressed(file, metadata=np.array(json.dumps(meta)), **x)
+
+
+def join(paths, env):
+    """One file's arrays and metadata from several: of each task the agent that ended best."""
+    files = [read(path, env) for path in paths]
+    ids = sorted({int(i) for _, meta in files for i in meta["tasks"]})
+    parts, joined = [], {**files[0][1], "tasks": {}, "behavior_final": {}, "collector": {}}
+    for i in map(str, ids):
+        x, meta = max((f for f in files if i in f[1]["tasks"]),
+                      key=lambda f: f[1]["behavior_final"][i])
+        for name in ("tasks", "behavior_final", "collector"):
+            joined[name][i] = meta[name][i]
+        length, mine = x["episode_length"], x["episode_task"] == int(i)
+        transitions, states = np.repeat(mine, length), np.repeat(mine, length + 1)
+        parts.append({name: array[mine if name.startswith("episode_") else
+                                  states if name == "observations" else transitions]
+                      for name, array in x.items() if name != "metadata"})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, joined
 
 
 def mc_returns(rewards, length, gamma):
@@ -106,6 +130,9 @@ class Buffers:
         self.train = [i for i in ids if i not in self.test and i not in held_out] or ids
         if not self.test:
             raise BadInput(f"{path} has none of the test tasks {held_out}; collect them too")
+        if config.tasks_per_step > len(self.train):
+            raise BadInput(f"--tasks-per-step {config.tasks_per_step} is more than the "
+                           f"{len(self.train)} training tasks; give that or less")
         need = config.inner_batch + config.outer_batch
         if count.min() < need:
             raise BadInput(f"{path} has {count.min()} transitions of a task; the two batches of a "
@@ -116,10 +143,11 @@ class Buffers:
 
         The buffer is cut into sum(sizes) equal parts; one transition of each is dealt at random.
         """
-        shape = len(tasks), sum(sizes)
-        part = torch.rand(shape, generator=generator).argsort(-1)
-        place = (part + torch.rand(shape, generator=generator, dtype=torch.float64)) / shape[1]
-        index = self.first[tasks] + (place * self.count[tasks]).long()
+        parts, count = sum(sizes), self.count[tasks]
+        part = torch.rand(len(tasks), parts, generator=generator).argsort(-1)
+        low, high = part * count // parts, (part + 1) * count // parts
+        place = torch.rand(part.shape, generator=generator) * (high - low)
+        index = self.first[tasks] + low + place.long()
         return [Batch(self.obs[self.here[i]], self.action[i], self.mc_return[i], self.discount[i],
                       self.obs[self.last[i]])
                 for i in index.to(self.obs.device).split(sizes, -1)]

@@ -10,7 +10,6 @@ and automatic entropy: alpha is tuned so that the policy keeps an entropy of -ac
 """
 import copy
 import dataclasses
-import json
 import math
 import pathlib
 
@@ -22,9 +21,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import buffers
+import command
 import envs
-from buffers import DATA_FORMAT, parse_ids
-from command import BadInput, command_line, flag, replacing
+from command import BadInput, flag, replacing
 from macaw import Linear
 
 SAVE_EVERY = 5000       # steps; a killed collection loses no more
@@ -33,24 +33,26 @@ SAVE_EVERY = 5000       # steps; a killed collection loses no more
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Defaults are cheetah_vel's; what another family needs differently stands in PRESETS."""
-    env: str = flag("cheetah_vel", "task family, one of " + ", ".join(envs.FAMILIES))
+    env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     tasks: str = flag("", "task ids, as in 0,6; all of the family when empty")
-    steps: int = flag(150_000, "environment steps in the life of each agent")
+    steps: int = flag(150_000, "environment steps in the life of each agent", 1)
     out: str = flag("", "file to write; data/ENV.npz when empty")
-    keep: int = flag(13_000, "transitions a task to store, evenly spaced over the life")
-    seed: int = flag(0, "of nets, environments and exploration")
+    join: str = flag("", "data files, as in a.npz,b.npz, to write the best agent of each task from")
+    keep: int = flag(13_000, "transitions a task to store, evenly spaced over the life", 1)
+    seed: int = flag(0, "of nets, environments and exploration", 0)
     device: str = flag("cpu", "cpu or cuda")
-    width: int = flag(128, "units in each of the two hidden layers")
-    batch: int = flag(128, "transitions of each agent an update")
-    update_every: int = flag(3, "environment steps between two updates")
-    random_steps: int = flag(1000, "steps of uniform actions before learning begins")
-    lr: float = flag(1e-3, "Adam step size of policy, critics and temperature")
-    gamma: float = flag(0.99, "the collecting agents' discount")
-    tau: float = flag(0.005, "how far a target critic moves to its critic an update")
-    alpha: float = flag(0.2, "entropy temperature to begin with")
+    width: int = flag(128, "units in each of the two hidden layers", 1, 4096)
+    batch: int = flag(128, "transitions of each agent an update", 1, 100_000)
+    update_every: int = flag(3, "environment steps between two updates", 1)
+    random_steps: int = flag(1000, "steps of uniform actions before learning begins", 1)
+    lr: float = flag(1e-3, "Adam step size of policy, critics and temperature", 0, 1)
+    gamma: float = flag(0.99, "the collecting agents' discount", 0, 1)
+    tau: float = flag(0.005, "how far a target critic moves to its critic an update", 0, 1)
+    alpha: float = flag(0.2, "entropy temperature to begin with", 1e-9)
 
 
 PRESETS = {
+    "cheetah_dir": dict(), "cheetah_vel": dict(), "ant_dir": dict(), "walker_params": dict(),
     "point_goal": dict(steps=4000, keep=1600, gamma=0.9, width=32, batch=64, update_every=1,
                        random_steps=200, alpha=0.05),
 }
@@ -145,7 +147,7 @@ class Collection:
     def __init__(self, config):
         self.config, self.family = config, envs.FAMILIES[config.env]
         everyone = list(range(len(self.family.tasks)))
-        self.ids = parse_ids(config.tasks, everyone) or everyone
+        self.ids = buffers.parse_ids(config.tasks, everyone) or everyone
         self.envs = [envs.make(config.env, self.family.tasks[i]) for i in self.ids]
         obs_dim, act_dim = (s.shape[0] for s in (self.envs[0].observation_space,
                                                  self.envs[0].action_space))
@@ -206,7 +208,8 @@ class Collection:
         return [float(np.mean(r[-10:])) if r else math.nan for r in whole]
 
     def save(self, path):
-        replay = {k: v[:, :self.steps] for k, v in vars(self.replay).items() if k != "agents"}
+        replay = {name: x[:, :self.steps].clone()       # a view would take the whole with it
+                  for name, x in vars(self.replay).items() if name != "agents"}
         state = dict(config=dataclasses.asdict(self.config), steps=self.steps, replay=replay,
                      episodes=self.episodes, agents=self.agents.state_dict(),
                      optimizers=[o.state_dict() for o in self.agents.optimizers],
@@ -236,10 +239,10 @@ class Collection:
             self.obs[i] = torch.as_tensor(obs)
 
     def export(self, path):
-        """Write the data file of the format that `buffers.read` describes."""
-        replay = {k: v.cpu().numpy() for k, v in vars(self.replay).items()}
-        observations, index = [], []
-        pieces = {k: [] for k in ("action", "reward", "terminated", "truncated")}
+        """Write the data file that `buffers.read` describes: whole episodes, evenly spaced."""
+        replay = {name: x.cpu().numpy() for name, x in vars(self.replay).items()}
+        states, index = [], []
+        pieces = {name: [] for name in ("action", "reward", "terminated", "truncated")}
         for i, task in enumerate(self.ids):
             kept = 0
             for number, (first, length, seed, _) in enumerate(self.episodes[i][:-1]):
@@ -248,32 +251,34 @@ class Collection:
                     continue                                 # ahead of an even pace: leave it out
                 kept += length
                 span = slice(first, first + length)
-                observations += [replay["obs"][i, span], replay["next_obs"][i, [span.stop - 1]]]
+                states += [replay["obs"][i, span], replay["next_obs"][i, [span.stop - 1]]]
                 for name, piece in pieces.items():
                     piece.append(replay[name][i, span])
                 index.append((task, number, seed, length))
-        columns = dict(zip(("episode_task", "episode_number", "episode_seed", "episode_length"),
-                           np.array(index, np.int64).T))
-        metadata = dict(
-            format=DATA_FORMAT, family=self.config.env, collector=dataclasses.asdict(self.config),
-            tasks={task: self.family.tasks[task] for task in self.ids},
-            behavior_final=dict(zip(self.ids, self.returns())),
-            versions=dict(gymnasium=gymnasium.__version__, mujoco=mujoco.__version__))
-        with replacing(path) as file:
-            np.savez_compressed(
-                file, observations=np.concatenate(observations),
-                actions=np.concatenate(pieces["action"]), rewards=np.concatenate(pieces["reward"]),
-                terminations=np.concatenate(pieces["terminated"]).astype(bool),
-                truncations=np.concatenate(pieces["truncated"]).astype(bool),
-                metadata=np.array(json.dumps(metadata)), **columns)
+        task, number, seed, length = np.array(index, np.int64).T
+        action, reward, terminated, truncated = map(np.concatenate, pieces.values())
+        settings = dataclasses.asdict(self.config)
+        buffers.write(path, dict(
+            observations=np.concatenate(states), actions=action, rewards=reward,
+            terminations=terminated.astype(bool), truncations=truncated.astype(bool),
+            episode_task=task, episode_number=number, episode_seed=seed, episode_length=length),
+            dict(format=buffers.DATA_FORMAT, family=self.config.env,
+                 tasks={i: self.family.tasks[i] for i in self.ids},
+                 behavior_final=dict(zip(self.ids, self.returns())),
+                 collector={i: settings for i in self.ids},
+                 versions=dict(gymnasium=gymnasium.__version__, mujoco=mujoco.__version__)))
 
 
-def main(config):
+def main(config, _):
+    command.check_device(config.device)
     out = pathlib.Path(config.out or f"data/{config.env}.npz")
     unfinished = out.with_suffix(".unfinished")
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out or delete it")
     out.parent.mkdir(parents=True, exist_ok=True)
+    if config.join:
+        buffers.write(out, *buffers.join(config.join.split(","), config.env))
+        return
     collection = Collection(config)
     if unfinished.exists():
         collection.load(unfinished)
@@ -295,4 +300,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    command_line(main, Config, PRESETS, __doc__)
+    command.command_line(main, Config, dict(env=PRESETS), __doc__)

@@ -59,6 +59,14 @@ def command_line(main, config_class, presets, doc):
         parser.exit(1, f"{parser.prog}: {problem}\n")
 
 
+def check_device(name):
+    """Raises BadInput where there is no such device."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise BadInput(f"there is no device {name} here; use --device cpu") from None
+
+
 @contextlib.contextmanager
 def replacing(path, mode="wb"):
     """A file to write in, moved to `path` when all is written: a crash leaves the old one."""

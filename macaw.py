@@ -470,14 +470,15 @@ def summary(run):
 
 
 def main(config, given):
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput("there is no CUDA device here; use --device cpu")
+    command.check_device(config.device)
     if config.evaluate:
         state = command.load_checkpoint(config.evaluate, given, {
             "evaluate", "data", "device", "test_steps", "final_draws"})
         command.report(summary(Run(Config(**{**state["config"], **given}), state)))
         return
     if config.resume:
+        if not config.out:
+            raise BadInput("--resume needs --out, the folder of the run to go on with")
         folder = pathlib.Path(config.out)
         state = command.load_checkpoint(folder / "checkpoint.pt", given,
                                         {"resume", "out", "data", "device"})

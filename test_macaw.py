@@ -1,14 +1,27 @@
 """Each test is named after the claim that it would refute. `python -m pytest -q` runs all."""
+import csv
 import dataclasses
+import json
 import os
 import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import time
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 
+import buffers
+import collect
+import command
+import envs
 import macaw
-from buffers import Batch
+from buffers import Batch, Buffers
 
 HERE = pathlib.Path(__file__).parent
 torch.set_num_threads(2)
@@ -164,7 +177,7 @@ def gradients(model, loss):
 
 
 def by_hand(model, inner, outer):
-    """One task at a time, every tensor of every layer copied: the authors' way, without `higher`."""
+    """One task at a time, every tensor of every layer copied: the authors' way, not `higher`."""
     config, total, adapted = model.config, 0.0, []
     for i in range(len(inner.obs)):
         mine, test = (Batch(*(x[i:i + 1] for x in b)) for b in (inner, outer))
@@ -299,3 +312,581 @@ def test_equal_width_gives_equal_parameter_counts():
     narrow, wide = size(), size(**macaw.VARIANTS["no_wt_wide"])
     assert 0 <= narrow - wide < 0.01 * narrow
     assert size(**macaw.VARIANTS["no_wt"]) < 0.1 * narrow
+
+
+# ----------------------------------------------------------------------------------- environments
+
+MUJOCO = [name for name in envs.FAMILIES if name != "point_goal"]
+
+
+@pytest.mark.parametrize("name", envs.FAMILIES)
+def test_check_env_is_clean(name, recwarn):
+    env = gymnasium.make(f"macaw/{name}-v0", **envs.FAMILIES[name].tasks[0])
+    check_env(env.unwrapped, skip_render_check=True)
+    assert [str(w.message) for w in recwarn] == []
+    env.close()
+
+
+@pytest.mark.parametrize("name", envs.FAMILIES)
+def test_tasks_survive_json_and_gymnasium_make(name):
+    family = envs.FAMILIES[name]
+    tasks = json.loads(json.dumps(family.tasks))
+    assert tasks == family.tasks and len({json.dumps(task) for task in tasks}) == len(tasks)
+    assert set(family.test) <= set(range(len(tasks)))
+    one, two = gymnasium.make(f"macaw/{name}-v0", **tasks[-1]), envs.make(name, tasks[-1])
+    copy = pickle.loads(pickle.dumps(two.unwrapped))
+    for env in (one, two, copy):
+        env.reset(seed=3)
+    action = np.full(one.action_space.shape, 0.3, np.float32)
+    for _ in range(5):
+        first, second, third = one.step(action), two.step(action), copy.step(action)
+        np.testing.assert_array_equal(first[0], second[0])
+        assert first[1:4] == second[1:4] == third[1:4]
+
+
+def test_the_frozen_tasks_are_those_of_the_papers_families():
+    velocities = [task["velocity"] for task in envs.FAMILIES["cheetah_vel"].tasks]
+    np.testing.assert_allclose(velocities, 0.075 * np.arange(1, 41))
+    assert [task["direction"] for task in envs.FAMILIES["cheetah_dir"].tasks] == [1, -1]
+    angles = np.array([task["angle"] for task in envs.FAMILIES["ant_dir"].tasks])
+    assert len(angles) == 50 and angles.min() >= 0 and angles.max() < 2 * np.pi
+    assert angles[:3].tolist() == [3.4483, 4.4937, 3.7873]          # frozen
+    bodies = envs.FAMILIES["walker_params"].tasks
+    assert len(bodies) == 50
+    for name, base in dict(body_mass=1.5, body_inertia=1.5, geom_friction=1.5,
+                           dof_damping=1.3).items():
+        powers = np.log([body[name] for body in bodies]) / np.log(base)
+        assert -3.001 < powers.min() < -2.9 and 2.9 < powers.max() < 3.001
+
+
+@pytest.mark.parametrize("name", envs.FAMILIES)
+def test_reward_equals_its_terms_and_episodes_end_by_truncation(name):
+    family = envs.FAMILIES[name]
+    env = envs.make(name, family.tasks[1])
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for steps in range(1, family.horizon + 1):
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        terms = [value for key, value in info.items() if key.startswith("reward_")]
+        assert len(terms) >= 2 and reward == pytest.approx(sum(terms), abs=1e-6)
+        if terminated or truncated:
+            break
+    assert truncated == (steps == family.horizon)
+    assert terminated == (steps < family.horizon)
+    if name.startswith("cheetah") or name == "point_goal":
+        assert truncated
+
+
+def test_rewards_equal_the_papers_formulas():
+    action = np.full(6, 0.5, np.float32)
+    for name, formula in (("cheetah_dir", lambda v, task: task["direction"] * v),
+                          ("cheetah_vel", lambda v, task: -abs(v - task["velocity"]))):
+        for task in envs.FAMILIES[name].tasks[:2]:
+            env = envs.make(name, task)
+            env.reset(seed=0)
+            x = env.unwrapped.data.qpos[0]
+            reward = env.step(action)[1]
+            v = (env.unwrapped.data.qpos[0] - x) / 0.05
+            assert reward == pytest.approx(formula(v, task) - 0.05 * 6 * 0.25, abs=1e-6)
+    task = envs.FAMILIES["ant_dir"].tasks[3]
+    env = envs.make("ant_dir", task)
+    env.reset(seed=0)
+    torso = env.unwrapped.data.body(1).xpos[:2].copy()
+    reward = env.step(np.full(8, 0.5, np.float32))[1]
+    v = (env.unwrapped.data.body(1).xpos[:2] - torso) / 0.05
+    contact = 0.5e-3 * np.square(np.clip(env.unwrapped.data.cfrc_ext, -1, 1)).sum()
+    assert reward == pytest.approx(v @ [np.cos(task["angle"]), np.sin(task["angle"])]
+                                   - 0.5 * 8 * 0.25 - contact + 1, abs=1e-6)
+    env = envs.make("walker_params", envs.FAMILIES["walker_params"].tasks[3])
+    env.reset(seed=0)
+    x = env.unwrapped.data.qpos[0]
+    reward = env.step(action)[1]
+    v = (env.unwrapped.data.qpos[0] - x) / 0.008
+    assert reward == pytest.approx(v + 1 - 1e-3 * 6 * 0.25, abs=1e-6)
+
+
+def test_walker_bodies_are_scaled_by_their_task():
+    task = envs.FAMILIES["walker_params"].tasks[7]
+    plain = gymnasium.make("Walker2d-v5").unwrapped.model
+    ours = envs.make("walker_params", task).unwrapped.model
+    for name, factors in task.items():
+        np.testing.assert_allclose(getattr(ours, name), getattr(plain, name) * np.array(factors))
+    assert not np.allclose(ours.dof_invweight0, plain.dof_invweight0)   # derived anew
+
+
+# ------------------------------------------------------------------------------------ data, returns
+
+POINT = HERE / "data/point_goal.npz"
+
+
+def config_of(env="point_goal", **changes):
+    return macaw.Config(**{**dict(env=env), **macaw.PRESETS[env], **changes})
+
+
+@pytest.fixture(scope="module")
+def point():
+    return Buffers(POINT, config_of())
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "data").glob("*.npz")), ids=lambda p: p.stem)
+def test_shipped_episodes_replay_from_their_seed_and_actions(path):
+    x, meta = buffers.read(path, path.stem)
+    assert path.stat().st_size <= 25e6
+    assert {int(i): task for i, task in meta["tasks"].items()} == dict(
+        enumerate(envs.FAMILIES[path.stem].tasks))
+    length = x["episode_length"]
+    ends = np.cumsum(length)
+    random = np.random.default_rng(0)
+    for episode in random.choice(len(length), 12, replace=False):
+        env = envs.make(path.stem, meta["tasks"][str(x["episode_task"][episode])])
+        observed = [env.reset(seed=int(x["episode_seed"][episode]))[0]]
+        span = slice(ends[episode] - length[episode], ends[episode])
+        for t, action in enumerate(x["actions"][span].astype(np.float32)):
+            obs, reward, terminated, truncated, _ = env.step(action)
+            observed.append(obs)
+            assert np.float32(reward) == x["rewards"][span][t]
+            assert terminated == x["terminations"][span][t]
+            assert truncated == x["truncations"][span][t]
+        assert terminated or truncated
+        first = ends[episode] - length[episode] + episode
+        stored = x["observations"][first:first + length[episode] + 1]
+        np.testing.assert_array_equal(np.array(observed).astype(np.float16), stored)
+
+
+def data_file(path, lengths, terminated, task=None, seed=0, observations=None, **meta):
+    """A made-up point_goal data file with episodes of these lengths."""
+    random, n = np.random.default_rng(seed), sum(lengths)
+    ends = np.cumsum(lengths) - 1
+    terminations, truncations = np.zeros((2, n), bool)
+    terminations[ends], truncations[ends] = terminated, ~np.array(terminated)
+    task = np.zeros(len(lengths), int) if task is None else np.array(task)
+    x = dict(observations=random.normal(size=(n + len(lengths), 2)) if observations is None
+             else observations, actions=random.uniform(-1, 1, (n, 2)),
+             rewards=random.normal(size=n), terminations=terminations, truncations=truncations,
+             episode_task=task, episode_number=np.arange(len(lengths)),
+             episode_seed=np.arange(len(lengths)), episode_length=np.array(lengths))
+    ids = sorted(set(task.tolist()))
+    buffers.write(path, x, {**dict(format=buffers.DATA_FORMAT, family="point_goal",
+                                   tasks={i: {} for i in ids}, collector={}, versions={},
+                                   behavior_final={i: 0.0 for i in ids}), **meta})
+    return x
+
+
+def test_returns_equal_the_brute_force_sum(tmp_path):
+    """Truncation keeps its tail gamma^k V(s_end), termination does not."""
+    lengths, terminated = [5, 1, 7, 3, 40], [False, True, True, False, False]
+    x = data_file(tmp_path / "x.npz", lengths, terminated, task=[2] * 5)
+    config = config_of(inner_batch=2, outer_batch=2, gamma=0.9)
+    held = Buffers(tmp_path / "x.npz", config)
+
+    def V(obs):
+        return obs.sum(-1) + 3.0
+    everything = torch.arange(sum(lengths))[None]
+    batch = Batch(held.obs[held.here[everything]], held.action[everything],
+                  held.mc_return[everything], held.discount[everything],
+                  held.obs[held.last[everything]])
+    with_tail, without = macaw.returns(V, batch, True)[0], macaw.returns(V, batch, False)[0]
+    std = {k: v.numpy().astype(np.float64) for k, v in held.stats.items()}
+    k = 0
+    for episode, (length, ended) in enumerate(zip(lengths, terminated)):
+        last_obs = x["observations"][k + length + episode]
+        tail = 0 if ended else ((last_obs - std["obs_mean"]) / std["obs_std"]).sum() + 3
+        for t in range(length):
+            rewards = x["rewards"][k + t:k + length] / std["return_scale"]
+            total = sum(0.9 ** j * r for j, r in enumerate(rewards))
+            assert without[k + t].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
+            total += 0.9 ** (length - t) * tail
+            assert with_tail[k + t].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
+        k += length
+
+
+def test_batches_are_disjoint_cover_the_life_and_are_of_the_right_task(point):
+    point_rewards = point.action[:, 0] * 1e3                        # tells transitions apart
+    generator = torch.Generator().manual_seed(0)
+    inner, outer = point.sample([3, 11], [256, 200], generator)
+    for k, task in enumerate((3, 11)):
+        first, count = int(point.first[task]), int(point.count[task])
+        mine = point_rewards[first:first + count]
+        seen = []
+        for batch in (inner, outer):
+            for a, obs in zip(batch.action[k, :, 0] * 1e3, batch.obs[k]):
+                places = (mine == a).nonzero().flatten().tolist()
+                seen.append([p for p in places
+                             if torch.equal(point.obs[point.here[first + p]], obs)])
+        assert all(seen)                                            # all from this task's buffer
+        places = [p[0] for p in seen]
+        assert len(set(places)) == 456                              # none twice
+        for half in (places[:256], places[256:]):                   # over the whole life
+            assert np.histogram(half, bins=4, range=(0, count))[0].min() > 30
+
+
+def test_statistics_come_from_training_tasks_alone(tmp_path):
+    lengths, task = [20] * 40, np.repeat([0, 1, 2, 7], 10)
+    states = np.random.default_rng(0).normal(size=(21 * 40, 2))
+    config = config_of(inner_batch=4, outer_batch=4)
+    data_file(tmp_path / "a.npz", lengths, [False] * 40, task, observations=states)
+    changed = np.where(np.repeat(np.isin(task, [2, 7]), 21)[:, None], 100.0, states)
+    data_file(tmp_path / "b.npz", lengths, [False] * 40, task, observations=changed)
+    a, b = (Buffers(tmp_path / name, config) for name in ("a.npz", "b.npz"))
+    assert a.train == [0, 1] and a.test == [2, 7]
+    for name in a.stats:
+        assert torch.equal(a.stats[name], b.stats[name])
+    held = Buffers(tmp_path / "b.npz", dataclasses.replace(config, holdout="1"))
+    assert held.train == [0] and held.test == [1]                   # test tasks stay out
+
+
+# -------------------------------------------------------------------------- rollout and evaluation
+
+def test_task_i_runs_with_goal_i(point):
+    """A policy that walks to its own task's goal is good in each; to another's, in none."""
+    tasks = [0, 5, 12]
+    environments = [envs.make("point_goal", envs.FAMILIES["point_goal"].tasks[i]) for i in tasks]
+    goals = torch.tensor([envs.FAMILIES["point_goal"].tasks[i]["goal"] for i in tasks])
+
+    def walker(goals):
+        def pi(obs):
+            place = obs * point.stats["obs_std"] + point.stats["obs_mean"]
+            return ((goals[:, None] - place) * 10).clamp(-1, 1)
+        return pi
+    right = macaw.rollout(walker(goals), environments, range(3), point.stats)
+    wrong = macaw.rollout(walker(goals[[1, 2, 0]]), environments, range(3), point.stats)
+    assert right.min() > -10 and wrong.max() < -25
+
+
+def test_evaluation_pairs_each_held_out_task_with_its_environment_and_batch(monkeypatch):
+    run = macaw.Run(config_of())
+    made, sampled = [], []
+    make, sample = envs.make, Buffers.sample
+    monkeypatch.setattr(envs, "make", lambda name, task: made.append(task) or make(name, task))
+    monkeypatch.setattr(Buffers, "sample", lambda self, tasks, *rest:
+                        sampled.append(tasks) or sample(self, tasks, *rest))
+    before, after = macaw.evaluate(run.macaw, run.buffers, draws=2)
+    assert sampled == [[2, 2, 7, 7, 12, 12, 17, 17]]
+    assert made == [envs.FAMILIES["point_goal"].tasks[i] for i in sampled[0]]
+    assert before.shape == after.shape == (4,)
+
+
+def test_evaluation_changes_nothing_in_training(tmp_path):
+    def losses(evaluations):
+        run = macaw.Run(config_of(steps=6))
+        result = []
+        for _ in range(6):
+            for _ in range(evaluations):
+                macaw.evaluate(run.macaw, run.buffers, draws=1)
+            result.append(run.meta_step())
+        return result
+    assert losses(0) == losses(2)
+
+
+# --------------------------------------------------------------------------------------- training
+
+def test_same_seed_same_numbers_other_seed_others():
+    def losses(seed):
+        run = macaw.Run(config_of(seed=seed))
+        return [run.meta_step() for _ in range(3)]
+    assert losses(0) == losses(0) != losses(1)
+
+
+@pytest.mark.parametrize("variant", macaw.VARIANTS)
+@pytest.mark.parametrize("inner_steps", [1, 2])
+def test_every_variant_takes_steps_that_change_the_outcome(variant, inner_steps):
+    run = macaw.Run(config_of(**{**macaw.VARIANTS[variant], "variant": variant},
+                              inner_steps=inner_steps, test_steps=inner_steps))
+    before, after = macaw.evaluate(run.macaw, run.buffers, draws=1)
+    assert not np.allclose(before, after)
+    first = run.meta_step()
+    assert np.isfinite([*first, *run.meta_step()]).all()
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "data").glob("*.npz")), ids=lambda p: p.stem)
+def test_every_preset_with_data_takes_steps(path):
+    run = macaw.Run(config_of(path.stem))
+    assert np.isfinite([run.meta_step(), run.meta_step()]).all()
+
+
+def test_the_adapted_policy_learns_to_beat_the_unadapted_one(tmp_path):
+    config = config_of(steps=150, eval_every=150, final_draws=4)
+    result = macaw.train(macaw.Run(config), tmp_path)
+    assert result["before"] < -30 and result["after"] > -20
+    assert all(task["after"] > task["before"] + 10 for task in result["tasks"])
+
+
+def files_of(folder):
+    with open(folder / "metrics.csv") as file:
+        metrics = list(csv.DictReader(file))
+    for row in metrics:
+        row.pop("seconds")
+    summary = json.loads((folder / "summary.json").read_text())
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return metrics, {k: v for k, v in summary.items() if "second" not in k}, state
+
+
+def command_line(*arguments, program="macaw.py", **kwargs):
+    return subprocess.run([sys.executable, HERE / program, *map(str, arguments)], text=True,
+                          capture_output=True, cwd=kwargs.pop("cwd", HERE), **kwargs)
+
+
+def test_a_run_killed_at_any_moment_resumes_exactly(tmp_path):
+    settings = ["--env", "point_goal", "--steps", 60, "--eval-every", 10, "--final-draws", 1,
+                "--seed", 3]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = command_line(*settings, "--out", whole)
+    assert result.returncode == 0, result.stderr
+    process = subprocess.Popen([sys.executable, HERE / "macaw.py", *map(str, settings), "--out",
+                                killed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(2):                                              # killed twice on its way
+        while not (killed / "checkpoint.pt").exists():
+            time.sleep(0.02)
+        time.sleep(0.4)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = subprocess.Popen([sys.executable, HERE / "macaw.py", "--resume", "--out", killed],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert process.wait() == 0
+    for one, other in zip(files_of(whole)[:2], files_of(killed)[:2]):
+        assert one == other
+    one, other = files_of(whole)[2], files_of(killed)[2]
+    assert torch.equal(one["generator"], other["generator"])
+    for name, tensor in one["macaw"].items():
+        assert torch.equal(tensor, other["macaw"][name]), name
+
+
+def test_a_save_that_dies_midway_leaves_the_old_file(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), command.replacing(path) as file:
+        file.write(b"half of the n")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    with command.replacing(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("poison", ["mc_return", "action"])
+def test_what_is_not_finite_stops_the_run_before_the_step(poison, tmp_path):
+    run = macaw.Run(config_of())
+    run.meta_step()
+    getattr(run.buffers, poison).fill_(float("nan"))
+    before = {name: p.detach().clone() for name, p in run.macaw.named_parameters()}
+    with pytest.raises(command.Diverged, match="value loss is nan at step 2" if
+                       poison == "mc_return" else "policy loss is nan at step 2"):
+        run.meta_step()
+    assert all(torch.equal(p, before[name]) for name, p in run.macaw.named_parameters())
+    assert run.step == 1
+
+
+def test_memory_does_not_grow():
+    run = macaw.Run(config_of())
+
+    def resident():
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+    for _ in range(100):
+        run.meta_step()
+    start = resident()
+    for _ in range(200):
+        run.meta_step()
+    assert resident() - start < 20e6
+
+
+# -------------------------------------------------------------------------------------- bad input
+
+def refused(result, *words):
+    """One sentence on stderr that says these words, and exit code 2."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1 and result.stderr.count(". ") == 0, result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--env", "moon_walk"], ["moon_walk", "point_goal"]),
+    (["--variant", "magic"], ["magic", "meta_bc"]),
+    (["--data", "nowhere.npz"], ["nowhere.npz", "collect.py"]),
+    (["--steps", "-5"], ["--steps", "-5"]),
+    (["--steps", "many"], ["--steps", "many"]),
+    (["--inner-lr", "nan"], ["--inner-lr"]),
+    (["--policy-lr", "1e30"], ["--policy-lr"]),
+    (["--width", "1000000"], ["--width"]),
+    (["--inner-batch", "99999"], ["transitions", "smaller"]),
+    (["--tasks-per-step", "17"], ["tasks-per-step", "16"]),
+    (["--holdout", "2,x"], ["2,x"]),
+    (["--holdout", "77"], ["77"]),
+    (["--wings", "2"], ["--wings"]),
+    (["--device", "abacus"], ["abacus"]),
+    (["--resume", "--out", "nothing"], ["nothing"]),
+    (["--resume"], ["--out"]),
+    (["--evaluate", "nothing.pt"], ["nothing.pt"]),
+])
+def test_bad_flags_are_refused_in_one_sentence(flags, words, tmp_path):
+    env = [] if "--env" in flags else ["--env", "point_goal"]
+    refused(command_line(*env, *flags, cwd=tmp_path), *words)
+    assert list(tmp_path.iterdir()) == []                           # and nothing is written
+
+
+def test_bad_data_files_are_refused(tmp_path):
+    good = POINT.read_bytes()
+    (tmp_path / "cut.npz").write_bytes(good[:len(good) // 2])
+    (tmp_path / "text.npz").write_text("hello")
+    damaged = bytearray(good)
+    damaged[len(good) // 3:len(good) // 3 + 400] = bytes(400)
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    data_file(tmp_path / "wide.npz", [300] * 4, [False] * 4, [0, 1, 2, 7],
+              observations=np.zeros((1204, 5)))
+    data_file(tmp_path / "future.npz", [300] * 4, [False] * 4, [0, 1, 2, 7], format=99)
+    data_file(tmp_path / "untested.npz", [600] * 2, [False] * 2, [0, 1])
+    for name, word in (("cut", "cut off"), ("text", "cut off"), ("damaged", "cut off"),
+                       ("other", "cut off"), ("wide", "sizes"), ("future", "99"),
+                       ("untested", "test tasks")):
+        path = tmp_path / f"{name}.npz"
+        with pytest.raises(command.BadInput, match=word):
+            Buffers(path, config_of(tasks_per_step=2))
+    refused(command_line("--env", "point_goal", "--data", tmp_path / "cut.npz"), "cut.npz")
+    refused(command_line("--env", "cheetah_vel", "--data", POINT), "point_goal", "cheetah_vel")
+
+
+def test_a_taken_folder_is_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    refused(command_line("--env", "point_goal", "--out", tmp_path), "taken", "--resume")
+    refused(command_line("--env", "point_goal", "--out", tmp_path / "thesis.txt"), "taken")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    refused(command_line("--env", "point_goal", "--out", POINT, program="collect.py"), "exists")
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
+    run = macaw.Run(config_of())
+    run.rows = [dict(step=0)]
+    run.save(tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    refused(command_line("--env", "cheetah_vel", "--evaluate", path), "point_goal")
+    refused(command_line("--resume", "--out", tmp_path, "--latent", 99), "--latent")
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "format": 99}, tmp_path / "future.pt")
+    refused(command_line("--evaluate", tmp_path / "future.pt"), "future.pt")
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(command_line("--resume", "--out", tmp_path), "damaged")
+    assert len(path.read_bytes()) == 1000
+
+
+# ------------------------------------------------------------------------------------- collection
+
+def collection(tmp_path, *flags, out="a.npz"):
+    return command_line("--env", "point_goal", "--tasks", "2,3", "--steps", 500, "--keep", 400,
+                        "--out", tmp_path / out, *flags, program="collect.py")
+
+
+def test_a_killed_collection_resumes_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "SAVE_EVERY", 130)                 # in the midst of an episode
+    config = collect.Config(**{**collect.PRESETS["point_goal"], **dict(
+        env="point_goal", tasks="2,3", steps=500, keep=400, out=str(tmp_path / "a.npz"))})
+    whole = collect.Collection(config)
+    for _ in range(500):
+        whole.step()
+    whole.export(tmp_path / "whole.npz")
+
+    def die(self):
+        if self.steps == 300:
+            raise KeyboardInterrupt
+        step(self)
+    step = collect.Collection.step
+    monkeypatch.setattr(collect.Collection, "step", die)
+    with pytest.raises(KeyboardInterrupt):
+        collect.main(config, {})
+    monkeypatch.setattr(collect.Collection, "step", step)
+    collect.main(config, {})
+    a, b = (buffers.read(tmp_path / name, "point_goal") for name in ("a.npz", "whole.npz"))
+    for name in a[0]:
+        np.testing.assert_array_equal(a[0][name], b[0][name])
+    assert a[1] == b[1] and not (tmp_path / "a.unfinished").exists()
+
+
+def test_agents_do_not_touch_each_other():
+    """Another agent's data change nothing in this one's update."""
+    def weights(others):
+        torch.manual_seed(0)
+        config = collect.Config(width=8)
+        agents = collect.Agents(3, 4, 2, config)
+        random = torch.Generator().manual_seed(1)
+
+        def draw(*shape):
+            return torch.randn(shape, generator=random)
+        obs, action, reward, next_obs = draw(3, 16, 4), draw(3, 16, 2), draw(3, 16), draw(3, 16, 4)
+        reward[[0, 2]] *= others
+        for _ in range(3):
+            agents.update(obs, action, reward, next_obs, torch.zeros(3, 16), draw(2, 3, 16, 2))
+        return agents
+    one, other = weights(1.0), weights(50.0)
+    for net, rows in (("actor", [1]), ("critics", [1, 4]), ("targets", [1, 4])):
+        for a, b in zip(getattr(one, net).parameters(), getattr(other, net).parameters()):
+            assert torch.equal(a[rows], b[rows]) and not torch.equal(a[0], b[0])
+
+
+def test_sac_update_equals_the_formulas_for_one_agent():
+    torch.manual_seed(0)
+    config = collect.Config(width=8, lr=0.0, alpha=0.3, gamma=0.9, tau=0.5)
+    agents = collect.Agents(2, 4, 2, config)
+    with torch.no_grad():                                           # targets that differ
+        for p in agents.targets.parameters():
+            p.add_(0.1)
+    obs, next_obs, noise = torch.randn(2, 16, 4), torch.randn(2, 16, 4), torch.randn(2, 2, 16, 2)
+    action, reward = torch.rand(2, 16, 2), torch.randn(2, 16)
+    terminated = (torch.rand(2, 16) < 0.3).float()
+    losses = []
+    agents.step = lambda which, loss: losses.append(loss)
+    before = [p.clone() for p in agents.targets.parameters()]
+    agents.update(obs, action, reward, next_obs, terminated, noise)
+
+    def act(obs, noise):
+        mean, log_std = agents.actor(obs).chunk(2, -1)
+        normal = torch.distributions.Normal(mean, log_std.clamp(-5, 2).exp())
+        policy = torch.distributions.TransformedDistribution(
+            normal, torch.distributions.TanhTransform(cache_size=1))
+        a = torch.tanh(mean + normal.stddev * noise)
+        return a, policy.log_prob(a).sum(-1)
+
+    def q(critics, obs, action, twin):
+        net = torch.nn.Sequential(*critics)
+        x = torch.cat([obs, action], -1)
+        return net(torch.cat([x, x]))[2 * twin:2 * twin + 2, :, 0]
+    with torch.no_grad():
+        for p, value in zip(agents.targets.parameters(), before):   # as they were in the update
+            p.copy_(value)
+        next_action, log_prob = act(next_obs, noise[0])
+        lowest = torch.minimum(q(agents.targets, next_obs, next_action, 0),
+                               q(agents.targets, next_obs, next_action, 1))
+        target = reward + 0.9 * (1 - terminated) * (lowest - 0.3 * log_prob)
+    critic = sum((q(agents.critics, obs, action, twin) - target).square().mean(-1).sum()
+                 for twin in (0, 1))
+    new_action, log_prob = act(obs, noise[1])
+    lowest = torch.minimum(q(agents.critics, obs, new_action, 0),
+                           q(agents.critics, obs, new_action, 1))
+    actor = (0.3 * log_prob - lowest).mean(-1).sum()
+    temperature = -(agents.log_alpha * (log_prob.detach() - 2).mean(-1)).sum()
+    for ours, formula in zip(losses, (critic, actor, temperature)):
+        torch.testing.assert_close(ours, formula, rtol=1e-4, atol=1e-4)
+
+
+def test_collection_refuses_what_it_would_overwrite(tmp_path):
+    assert collection(tmp_path).returncode == 0
+    held = (tmp_path / "a.npz").read_bytes()
+    refused(collection(tmp_path), "exists")
+    refused(collection(tmp_path, "--tasks", "2,99", out="b.npz"), "99")
+    refused(collection(tmp_path, "--join", "x.npz", out="b.npz"), "x.npz")
+    assert (tmp_path / "a.npz").read_bytes() == held
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz"]
+
+
+def test_joined_files_keep_the_best_agent_of_each_task(tmp_path):
+    data_file(tmp_path / "a.npz", [4, 5, 6], [False] * 3, [1, 2, 2], seed=1,
+              behavior_final={1: -5.0, 2: -9.0}, collector={1: "a", 2: "a"})
+    data_file(tmp_path / "b.npz", [7, 8], [False] * 2, [2, 3], seed=2,
+              behavior_final={2: -3.0, 3: -1.0}, collector={2: "b", 3: "b"})
+    x, meta = buffers.join([tmp_path / "a.npz", tmp_path / "b.npz"], "point_goal")
+    assert x["episode_task"].tolist() == [1, 2, 3]
+    assert x["episode_length"].tolist() == [4, 7, 8]
+    assert meta["collector"] == {"1": "a", "2": "b", "3": "b"}
+    a, b = (buffers.read(tmp_path / name, "point_goal")[0] for name in ("a.npz", "b.npz"))
+    np.testing.assert_array_equal(x["rewards"], np.r_[a["rewards"][:4], b["rewards"]])
+    np.testing.assert_array_equal(x["observations"],
+                                  np.r_[a["observations"][:5], b["observations"]])
