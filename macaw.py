@@ -6,7 +6,7 @@ one or a few gradient steps on 256 of its transitions. Read this file beside the
     Algorithm 1 (meta-training)                          Algorithm 2 (meta-testing)
     line 3   initialise theta, phi    Learner            line 3    initialise      Learner
     line 4   for n steps              train              line 4    for n steps     adapt
-    line 6   sample D^tr, D^ts        Buffers.sample        line 5    adapt phi       adapt
+    line 6   sample D^tr, D^ts        Buffers.sample     line 5    adapt phi       adapt
     line 7   phi'   (Eq. 2)           adapt, value_loss  line 6    adapt theta     adapt
     line 8   theta' (Eq. 1, 3, 4)     adapt, policy_loss           act             rollout
     line 10  update phi   (Eq. 5)     meta_loss          Appendix B
@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 import command
 import envs
+import factored
 import plot
 from buffers import Buffers
 from command import BadInput, Diverged, flag
@@ -104,7 +105,6 @@ VARIANTS = {                                    # the paper's ablations (Section
 
 
 # ----------------------------------------------------------------------------- layers and networks
-
 class Linear(nn.Module):
     """y = x W + b for T tasks at once; theta (T, n) holds W (in x out), then b (out)."""
 
@@ -184,18 +184,19 @@ class WeightTransform(nn.Module):
         self.log_lr = nn.Parameter(torch.full((3,), inverse_softplus(inner_lr)))
 
     def initial(self):
-        """theta_0 (1, n), and the memory of an adaptation, d_j (T, n) and z_j (T, c)."""
-        return self.z @ self.M.T + self.m, ([], [self.z])
+        """theta_0 (1, n), and the memory of an adaptation: M's product, all d_j (T, n), z_j."""
+        times_M = factored.times(self.M)
+        return times_M(self.z, transposed=True) + self.m, (times_M, [], [self.z])
 
     def step(self, d, memory):
         """theta_k - theta_{k+1} (T, n) for d = dL/dtheta_k (T, n)."""
         a_z, a_M, a_m = F.softplus(self.log_lr)
-        ds, zs = memory
-        g = d @ self.M                                      # M_k^T d, the gradient of z: (T, c)
+        times_M, ds, zs = memory
+        g = times_M(d)                                      # M_k^T d, the gradient of z: (T, c)
         for d_j, z_j in zip(ds, zs):
             g = g - a_M * (d_j * d).sum(-1, keepdim=True) * z_j
         dz = a_z * g                                        # z_k - z_{k+1}
-        dtheta = dz @ self.M.T                              # M_k (z_k - z_{k+1}): (T, n)
+        dtheta = times_M(dz, transposed=True)               # M_k (z_k - z_{k+1}): (T, n)
         for d_j, z_j in zip(ds, zs):
             dtheta = dtheta - a_M * (z_j * dz).sum(-1, keepdim=True) * d_j
         z, z_next = zs[-1], zs[-1] - dz
@@ -253,7 +254,6 @@ class Learner(nn.Module):
 
 
 # ------------------------------------------------------------------------------ losses, adaptation
-
 def returns(V, batch, bootstrap):
     """R_D(s, a) (T, B): the Monte Carlo return, going on with V where time alone ended it.
 
@@ -348,7 +348,6 @@ def equal_width(obs_dim, act_dim, config):
 
 
 # --------------------------------------------------------------------------- rollout, evaluation
-
 @torch.no_grad()
 def rollout(pi, environments, seeds, stats):
     """Undiscounted returns (T,) of an episode of the T policies' mean actions, in lock-step."""
@@ -384,7 +383,6 @@ def evaluate(macaw, buffers, draws):
 
 
 # --------------------------------------------------------------------------------------- training
-
 class Run:
     """Everything that training changes, hence everything that a checkpoint holds."""
 

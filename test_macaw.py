@@ -126,7 +126,7 @@ def test_adapted_parameters_equal_those_of_the_released_code(golden):
             if golden.wt:
                 z, M, m = theirs
                 a_z, a_M, a_m = torch.nn.functional.softplus(t.log_lr)
-                close(memory[1][-1][i], z)
+                close(memory[-1][-1][i], z)
                 close(t.M - a_M * torch.outer(d[i], t.z[0]), M)
                 close(t.m[0] - a_m * d[i], m)
                 theirs = [M @ z + m]

@@ -1,0 +1,223 @@
+"""How fast a meta-step is, beside the straightforward way and the machine's floor.
+
+    python bench.py [--json FILE] [--figure FILE] [--device cuda]
+
+Each time is the median of many runs; what is compared is run in turns, for machines are noisy.
+"""
+import argparse
+import multiprocessing
+import resource
+import statistics
+import time
+from dataclasses import replace
+
+import higher
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import collect
+import command
+import envs
+import macaw
+import plot
+from buffers import Batch
+
+RELEASED = macaw.Config(latent=100)     # 5 tasks, 256 + 256 transitions, 3 x 100, c = 100
+OBS, ACT = 17, 6
+
+
+class Copied(nn.Module):
+    """A weight-transform layer as it stands in the paper: z, M and m are its parameters."""
+
+    def __init__(self, t, layer):
+        super().__init__()
+        self.z, self.M, self.m, self.shape = t.z, t.M, t.m, (layer.inputs, layer.outputs)
+
+    def forward(self, x):
+        n = self.shape[0] * self.shape[1]
+        W, b = (self.z @ self.M.T + self.m).split([n, self.shape[1]], -1)
+        return x @ W.view(1, *self.shape) + b
+
+
+def straightforward(model, inner, outer):
+    """The meta-gradient task by task, by `higher`, every tensor of every layer copied for each."""
+    config, nets, losses = model.config, {}, []
+    for kind in ("value", "policy"):
+        learner = getattr(model, kind)
+        net = (macaw.Value(OBS, config.width) if kind == "value"
+               else macaw.Policy(OBS, ACT, config.width, config.head_width))
+        layers = [x for x in net.named_modules() if isinstance(x[1], macaw.Linear)]
+        for (name, layer), t in zip(layers, learner.transforms):
+            net.set_submodule(name, Copied(t, layer))
+        nets[kind] = net
+    for i in range(len(inner.obs)):
+        mine, test = (Batch(*(x[i:i + 1] for x in batch)) for batch in (inner, outer))
+        adapting = {}
+        for kind, net in nets.items():
+            lrs = [lr for t in getattr(model, kind).transforms for lr in F.softplus(t.log_lr)]
+            optimizer = torch.optim.SGD([dict(params=[p]) for p in net.parameters()], lr=1.0)
+            adapting[kind] = higher.innerloop_ctx(net, optimizer, copy_initial_weights=False,
+                                                  override=dict(lr=lrs))
+        with adapting["value"] as (V, step_V), adapting["policy"] as (pi, step_pi):
+            for _ in range(config.inner_steps):
+                step_V.step(macaw.value_loss(V, mine, bootstrap=False)[0])
+                with torch.no_grad():
+                    advantage = macaw.value_loss(V, mine, config.bootstrap)[1]
+                step_pi.step(macaw.policy_loss(pi, mine, advantage, config,
+                                               F.softplus(model.log_coef)))
+            loss_V, advantage = macaw.value_loss(V, test, config.bootstrap)
+            loss = (loss_V + macaw.policy_loss(pi, test, advantage, config)) / len(inner.obs)
+            loss.backward()
+            losses.append(loss.item())
+    return sum(losses)
+
+
+def setting(config, tasks, device, obs_dim=OBS, act_dim=ACT):
+    """A model, its optimizer, and an inner and an outer batch of random numbers."""
+    torch.manual_seed(0)
+    model = macaw.Macaw(obs_dim, act_dim, config).to(device)
+
+    def batch(size):
+        return Batch(*(x.to(device) for x in (
+            torch.randn(tasks, size, obs_dim), torch.rand(tasks, size, act_dim) * 2 - 1,
+            torch.randn(tasks, size), torch.rand(tasks, size), torch.randn(tasks, size, obs_dim))))
+    return model, model.optimizer(), batch(config.inner_batch), batch(config.outer_batch)
+
+
+def meta_step(model, optimizer, inner, outer):
+    optimizer.zero_grad()
+    sum(model.meta_loss(inner, outer)).backward()
+    optimizer.step()
+
+
+def slow_step(model, optimizer, inner, outer):
+    optimizer.zero_grad()
+    straightforward(model, inner, outer)
+    optimizer.step()
+
+
+def milliseconds(device, seconds, *functions):
+    """Median time of each function, run in turns for about so many seconds in all."""
+    times = [[] for _ in functions]
+    for function in functions:
+        function()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 5:
+        for function, mine in zip(functions, times):
+            start = time.perf_counter()
+            function()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            mine.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(mine) for mine in times]
+
+
+def floor(config, tasks, device):
+    """The least time (ms) that this machine needs: matrix products at the measured rate of batched
+    products of a hidden layer's shape, and M's bytes at the measured bandwidth of a copy. M is
+    read by three products and by the gradients of each, its gradient is written, and Adam
+    reads and writes seven arrays of its size."""
+    model, optimizer, inner, outer = setting(config, tasks, device)
+    with FlopCounterMode(display=False) as counter:
+        sum(model.meta_loss(inner, outer)).backward()
+    x = torch.randn(tasks, config.outer_batch, config.width, device=device)
+    W, out = torch.randn(tasks, config.width, config.width, device=device), torch.empty_like(x)
+    big = torch.randn(20_000_000, device=device)
+    copy = torch.empty_like(big)
+    product, move = milliseconds(device, 4, lambda: torch.bmm(x, W, out=out),
+                                 lambda: copy.copy_(big))
+    rate = 2 * x.numel() * config.width / product
+    bytes_ = 4 * (6 + 1 + 7) * sum(p.numel() for p in model.parameters())
+    return counter.get_total_flops() / rate + bytes_ / (8 * big.numel() / move)
+
+
+def memory(name, *arguments):
+    """Peak resident memory (MB) of a process that does nothing but this."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(resident, (name, *arguments))
+
+
+def resident(name, tasks):
+    if name == "collection":
+        collecting(20)
+    else:
+        things = setting(RELEASED, tasks, "cpu")
+        for _ in range(5):
+            dict(meta_step=meta_step, straightforward=slow_step)[name](*things)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def collecting(seconds, device="cpu"):
+    """Agent-updates a second of the SAC agents of all cheetah_vel tasks."""
+    config = collect.Config(device=device)
+    n = len(envs.FAMILIES["cheetah_vel"].tasks)
+    agents = collect.Agents(n, OBS, ACT, config).to(device)
+
+    def draw(*shape):
+        return torch.randn(shape, device=device)
+    batch = [draw(n, config.batch, OBS), draw(n, config.batch, ACT), draw(n, config.batch),
+             draw(n, config.batch, OBS), torch.zeros(n, config.batch, device=device),
+             draw(2, n, config.batch, ACT)]
+    took, = milliseconds(device, seconds / 4, lambda: agents.update(*batch))
+    return 1e3 * n / took
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--figure", help="draw growth with tasks, steps, latent and width")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=10, help="for each comparison")
+    options = parser.parse_args()
+    device, seconds = options.device, options.seconds
+    result = {"device": device, "threads": torch.get_num_threads()}
+
+    def show(name, value, text):
+        result[name] = value
+        print(f"{text:66s} {value:10.2f}", flush=True)
+    for tasks, suffix in ((5, ""), (35, "_all_tasks")):
+        fast, slow = setting(RELEASED, tasks, device), setting(RELEASED, tasks, device)
+        ours, theirs = milliseconds(device, seconds * (1 if tasks == 5 else 3),
+                                    lambda fast=fast: meta_step(*fast),
+                                    lambda slow=slow: slow_step(*slow))
+        least = floor(RELEASED, tasks, device)
+        show("meta_step_ms" + suffix, ours, f"meta-step, released configuration, {tasks} tasks, ms")
+        show("straightforward_ms" + suffix, theirs, "  the straightforward way, ms")
+        show("ratio" + suffix, theirs / ours, "  times as fast")
+        show("floor_ms" + suffix, least, "  the machine's floor, ms")
+        show("over_floor" + suffix, ours / least, "  times the floor")
+    for name, preset in macaw.PRESETS.items():
+        config = macaw.Config(**{"env": name, **preset})
+        spaces = envs.make(name, envs.FAMILIES[name].tasks[0])
+        sizes = spaces.observation_space.shape[0], spaces.action_space.shape[0]
+        things = setting(config, config.tasks_per_step, device, *sizes)
+        took, = milliseconds(device, seconds / 4, lambda things=things: meta_step(*things))
+        show(f"{name}_ms", took, f"meta-step, preset of {name}, ms")
+    run = macaw.Run(macaw.Config(device=device))
+    took, = milliseconds(device, seconds, lambda: macaw.evaluate(run.macaw, run.buffers, draws=1))
+    show("evaluation_s", took / 1e3, "evaluation of five held-out tasks, before and after, s")
+    show("agent_updates_per_second", collecting(seconds, device), "collection, agent-updates/s")
+    if device == "cpu":
+        for name, tasks in (("meta_step", 5), ("meta_step", 35), ("straightforward", 5),
+                            ("collection", 40)):
+            show(f"{name}_{tasks}_peak_mb", memory(name, tasks),
+                 f"peak memory, {name.replace('_', '-')}, {tasks} tasks, MB")
+    growths = {"tasks": (1, 2, 5, 10, 20, 35), "inner_steps": (1, 2, 3, 5),
+               "latent": (8, 32, 100, 200), "width": (50, 100, 200, 400)}
+    for name, values in growths.items():
+        for value in values:
+            config = RELEASED if name == "tasks" else replace(RELEASED, **{name: value})
+            things = setting(config, value if name == "tasks" else 5, device)
+            took, = milliseconds(device, seconds / 10, lambda things=things: meta_step(*things))
+            show(f"{name}_{value}_ms", took, f"meta-step, {name.replace('_', ' ')} = {value}, ms")
+    if options.figure:
+        plot.growth(growths, result, options.figure)
+    if options.json:
+        command.save_json(options.json, result)
+
+
+if __name__ == "__main__":
+    main()
