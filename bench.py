@@ -115,106 +115,97 @@ def milliseconds(device, seconds, *functions):
 
 
 def floor(config, tasks, device):
-    """The least time (ms) that this machine needs: matrix products at the measured rate of batched
-    products of a hidden layer's shape, and M's bytes at the measured bandwidth of a copy. M is
-    read by three products and by the gradients of each, its gradient is written, and Adam
-    reads and writes seven arrays of its size."""
-    model, optimizer, inner, outer = setting(config, tasks, device)
+    """The least time (ms) that this machine needs: our matrix products at the measured rate of
+    batched products of a hidden layer's shape, and M's bytes at the measured bandwidth of a copy.
+    M is read by three products and the gradients of each, its gradient is written, and Adam reads
+    four arrays of its size and writes three."""
+    model, _, inner, outer = setting(config, tasks, device)
     with FlopCounterMode(display=False) as counter:
         sum(model.meta_loss(inner, outer)).backward()
     x = torch.randn(tasks, config.outer_batch, config.width, device=device)
     W, out = torch.randn(tasks, config.width, config.width, device=device), torch.empty_like(x)
-    big = torch.randn(20_000_000, device=device)
-    copy = torch.empty_like(big)
+    array = torch.randn(20_000_000, device=device)
+    copy = torch.empty_like(array)
     product, move = milliseconds(device, 4, lambda: torch.bmm(x, W, out=out),
-                                 lambda: copy.copy_(big))
-    rate = 2 * x.numel() * config.width / product
-    bytes_ = 4 * (6 + 1 + 7) * sum(p.numel() for p in model.parameters())
-    return counter.get_total_flops() / rate + bytes_ / (8 * big.numel() / move)
+                                 lambda: copy.copy_(array))
+    operations_per_ms = 2 * x.numel() * config.width / product
+    numbers = (6 + 1 + 7) * sum(p.numel() for p in model.parameters())
+    return counter.get_total_flops() / operations_per_ms + numbers / (2 * array.numel() / move)
 
 
-def memory(name, *arguments):
-    """Peak resident memory (MB) of a process that does nothing but this."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(resident, (name, *arguments))
+def updates_per_second(device, seconds):
+    """Of the SAC agents of all cheetah_vel tasks together."""
+    config, n = collect.Config(device=device), len(envs.FAMILIES["cheetah_vel"].tasks)
+    agents = collect.Agents(n, OBS, ACT, config).to(device)
+    shapes = [(n, config.batch, OBS), (n, config.batch, ACT), (n, config.batch),
+              (n, config.batch, OBS), (n, config.batch), (2, n, config.batch, ACT)]
+    batch = [torch.rand(shape, device=device) for shape in shapes]
+    return 1e3 * n / milliseconds(device, seconds, lambda: agents.update(*batch))[0]
 
 
-def resident(name, tasks):
-    if name == "collection":
-        collecting(20)
+def peak_memory(step, tasks):
+    """Peak resident memory (MB) of a fresh process that takes such steps, or None collects."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(resident, (step, tasks))
+
+
+def resident(step, tasks):
+    if step is None:
+        updates_per_second("cpu", 2)
     else:
         things = setting(RELEASED, tasks, "cpu")
         for _ in range(5):
-            dict(meta_step=meta_step, straightforward=slow_step)[name](*things)
+            step(*things)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def collecting(seconds, device="cpu"):
-    """Agent-updates a second of the SAC agents of all cheetah_vel tasks."""
-    config = collect.Config(device=device)
-    n = len(envs.FAMILIES["cheetah_vel"].tasks)
-    agents = collect.Agents(n, OBS, ACT, config).to(device)
-
-    def draw(*shape):
-        return torch.randn(shape, device=device)
-    batch = [draw(n, config.batch, OBS), draw(n, config.batch, ACT), draw(n, config.batch),
-             draw(n, config.batch, OBS), torch.zeros(n, config.batch, device=device),
-             draw(2, n, config.batch, ACT)]
-    took, = milliseconds(device, seconds / 4, lambda: agents.update(*batch))
-    return 1e3 * n / took
+GROWTH = {"tasks_per_step": (1, 2, 5, 10, 20, 35, 40), "inner_steps": (1, 2, 3, 4, 5),
+          "latent": (8, 32, 100, 200), "width": (50, 100, 200, 400)}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="write the figures to this file")
-    parser.add_argument("--figure", help="draw growth with tasks, steps, latent and width")
+    parser.add_argument("--figure", help="draw the growth of a step with its sizes to this file")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=10, help="for each comparison")
     options = parser.parse_args()
-    device, seconds = options.device, options.seconds
-    result = {"device": device, "threads": torch.get_num_threads()}
+    device, seconds, result = options.device, options.seconds, {}
 
-    def show(name, value, text):
+    def show(name, value):
         result[name] = value
-        print(f"{text:66s} {value:10.2f}", flush=True)
+        print(f"{name:36s} {value:12.2f}", flush=True)
+
+    def step_ms(config, obs_dim=OBS, act_dim=ACT):
+        things = setting(config, config.tasks_per_step, device, obs_dim, act_dim)
+        return milliseconds(device, seconds / 10, lambda: meta_step(*things))[0]
+    show("threads", torch.get_num_threads())
     for tasks, suffix in ((5, ""), (35, "_all_tasks")):
-        fast, slow = setting(RELEASED, tasks, device), setting(RELEASED, tasks, device)
-        ours, theirs = milliseconds(device, seconds * (1 if tasks == 5 else 3),
-                                    lambda fast=fast: meta_step(*fast),
-                                    lambda slow=slow: slow_step(*slow))
+        things = setting(RELEASED, tasks, device)
+        ours, theirs = milliseconds(device, seconds * tasks / 5, lambda things=things:
+                                    meta_step(*things), lambda things=things: slow_step(*things))
         least = floor(RELEASED, tasks, device)
-        show("meta_step_ms" + suffix, ours, f"meta-step, released configuration, {tasks} tasks, ms")
-        show("straightforward_ms" + suffix, theirs, "  the straightforward way, ms")
-        show("ratio" + suffix, theirs / ours, "  times as fast")
-        show("floor_ms" + suffix, least, "  the machine's floor, ms")
-        show("over_floor" + suffix, ours / least, "  times the floor")
+        for name, value in (("meta_step_ms", ours), ("straightforward_ms", theirs),
+                            ("ratio", theirs / ours), ("floor_ms", least),
+                            ("over_floor", ours / least)):
+            show(name + suffix, value)
     for name, preset in macaw.PRESETS.items():
-        config = macaw.Config(**{"env": name, **preset})
-        spaces = envs.make(name, envs.FAMILIES[name].tasks[0])
-        sizes = spaces.observation_space.shape[0], spaces.action_space.shape[0]
-        things = setting(config, config.tasks_per_step, device, *sizes)
-        took, = milliseconds(device, seconds / 4, lambda things=things: meta_step(*things))
-        show(f"{name}_ms", took, f"meta-step, preset of {name}, ms")
+        task = envs.make(name, envs.FAMILIES[name].tasks[0])
+        show(f"{name}_meta_step_ms", step_ms(macaw.Config(**{"env": name, **preset}), *(
+            space.shape[0] for space in (task.observation_space, task.action_space))))
     run = macaw.Run(macaw.Config(device=device))
-    took, = milliseconds(device, seconds, lambda: macaw.evaluate(run.macaw, run.buffers, draws=1))
-    show("evaluation_s", took / 1e3, "evaluation of five held-out tasks, before and after, s")
-    show("agent_updates_per_second", collecting(seconds, device), "collection, agent-updates/s")
-    if device == "cpu":
-        for name, tasks in (("meta_step", 5), ("meta_step", 35), ("straightforward", 5),
-                            ("collection", 40)):
-            show(f"{name}_{tasks}_peak_mb", memory(name, tasks),
-                 f"peak memory, {name.replace('_', '-')}, {tasks} tasks, MB")
-    growths = {"tasks": (1, 2, 5, 10, 20, 35), "inner_steps": (1, 2, 3, 5),
-               "latent": (8, 32, 100, 200), "width": (50, 100, 200, 400)}
-    for name, values in growths.items():
+    show("evaluation_ms", milliseconds(device, seconds, lambda: macaw.evaluate(
+        run.macaw, run.buffers, draws=1))[0])
+    show("agent_updates_per_second", updates_per_second(device, seconds))
+    for step, tasks in ((meta_step, 5), (meta_step, 35), (slow_step, 5), (None, 40)):
+        name = step.__name__ if step else "collection"
+        show(f"peak_memory_{name}_{tasks}_mb", peak_memory(step, tasks))
+    for name, values in GROWTH.items():
         for value in values:
-            config = RELEASED if name == "tasks" else replace(RELEASED, **{name: value})
-            things = setting(config, value if name == "tasks" else 5, device)
-            took, = milliseconds(device, seconds / 10, lambda things=things: meta_step(*things))
-            show(f"{name}_{value}_ms", took, f"meta-step, {name.replace('_', ' ')} = {value}, ms")
+            show(f"{name}_{value}_ms", step_ms(replace(RELEASED, **{name: value})))
     if options.figure:
-        plot.growth(growths, result, options.figure)
+        plot.growth(GROWTH, result, options.figure)
     if options.json:
         command.save_json(options.json, result)
 

@@ -28,6 +28,22 @@ def curve(folders, path):
     plt.close(figure)
 
 
+def growth(sizes, times, path):
+    """How a meta-step's time grows: a panel for each size, both axes logarithmic."""
+    figure, panels = plt.subplots(1, len(sizes), figsize=(12, 3), sharey=True,
+                                  layout="constrained")
+    for axes, (name, values) in zip(panels, sizes.items()):
+        y = [times[f"{name}_{value}_ms"] for value in values]
+        axes.loglog(values, y, "o-")
+        axes.loglog(values, [y[0] * value / values[0] for value in values], ":", color="gray")
+        axes.set(xlabel=name.replace("_", " "))
+        axes.set_xticks(values, values, minor=False)
+        axes.minorticks_off()
+    panels[0].set(ylabel="ms a meta-step (dotted: linear)")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+")
