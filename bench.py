@@ -22,6 +22,7 @@ import command
 import envs
 import macaw
 import plot
+import sac
 from buffers import Batch
 
 RELEASED = macaw.Config(latent=100)     # 5 tasks, 256 + 256 transitions, 3 x 100, c = 100
@@ -136,7 +137,7 @@ def floor(config, tasks, device):
 def updates_per_second(device, seconds):
     """Of the SAC agents of all cheetah_vel tasks together."""
     config, n = collect.Config(device=device), len(envs.FAMILIES["cheetah_vel"].tasks)
-    agents = collect.Agents(n, OBS, ACT, config).to(device)
+    agents = sac.Agents(n, OBS, ACT, config).to(device)
     shapes = [(n, config.batch, OBS), (n, config.batch, ACT), (n, config.batch),
               (n, config.batch, OBS), (n, config.batch), (2, n, config.batch, ACT)]
     batch = [torch.rand(shape, device=device) for shape in shapes]

@@ -138,16 +138,19 @@ class Buffers:
             raise BadInput(f"{path} has {count.min()} transitions of a task; the two batches of a "
                            f"meta-step need {need}: make them smaller or collect more")
 
-    def sample(self, tasks, sizes, generator):
+    def sample(self, tasks, sizes, generator, late_start=0.0):
         """Disjoint batches of these sizes for each task (line 6 of Algorithm 1).
 
-        The buffer is cut into sum(sizes) equal parts; one transition of each is dealt at random.
+        The life, from a random start before its share `late_start`, is cut into sum(sizes) equal
+        parts; one transition of each is dealt at random.
         """
-        parts, count = sum(sizes), self.count[tasks]
-        part = torch.rand(len(tasks), parts, generator=generator).argsort(-1)
+        parts, count = sum(sizes), self.count[tasks]                        # (T, 1)
+        start = torch.rand(count.shape, generator=generator) * late_start * (count - parts)
+        first, count = self.first[tasks] + start.long(), count - start.long()
+        part = torch.rand(len(tasks), parts, generator=generator).argsort(-1)       # (T, parts)
         low, high = part * count // parts, (part + 1) * count // parts
         place = torch.rand(part.shape, generator=generator) * (high - low)
-        index = self.first[tasks] + low + place.long()
+        index = first + low + place.long()
         return [Batch(self.obs[self.here[i]], self.action[i], self.mc_return[i], self.discount[i],
                       self.obs[self.last[i]])
                 for i in index.to(self.obs.device).split(sizes, -1)]

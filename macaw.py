@@ -20,7 +20,8 @@ Where we leave the paper; [code]: as the authors' released program does; the REA
  2. Advantages are standardised in the batch, their exponent is clipped at log 20 [code].
  3. Inner step sizes, one a tensor, and lambda are meta-learned [code].
  4. z, M and m of a weight transform adapt, not z alone [code], but M is never copied: see there.
- 5. The two batches of line 6 are disjoint (not in the code), one draw from each part of a life.
+ 5. The two batches of line 6 are disjoint (not in the code), one draw from each part of a life;
+    in training lives count from a random start on, so that good behaviour is seen more often.
  6. Negative actions reach the advantage head (the code clips them at 0).
  7. Observations are standardised, returns divided by their deviation, over the training tasks.
  8. Meta-losses are means over tasks, not sums (Adam does not care); outer step sizes decay to 0.
@@ -54,7 +55,7 @@ class Config:
     """[code]: the value of the authors' released configuration; [us]: chosen on training tasks."""
     env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     variant: str = flag("macaw", "macaw, or what the paper compares it with; see VARIANTS")
-    steps: int = flag(12_000, "n of Algorithm 1, meta-steps [us]", 1)
+    steps: int = flag(6000, "n of Algorithm 1, meta-steps [us]", 1)
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
@@ -82,6 +83,8 @@ class Config:
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
+    late_start: float = flag(0.9, "batches come from lives after a random start before this share "
+                                  "[us; paper: 0]", 0, 1)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 1, 100)
     test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
     eval_every: int = flag(500, "meta-steps between two evaluations", 1)
@@ -91,7 +94,8 @@ class Config:
 
 PRESETS = {                                     # what a family needs differently from the defaults
     "cheetah_vel": dict(),
-    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100),
+    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, late_start=0.0,
+                       inner_lr=1e-3, advantage_coef=0.01, step_lr=1e-3),
 }
 
 VARIANTS = {                                    # the paper's ablations (Section 5) and Meta-BC
@@ -416,7 +420,7 @@ class Run:
         chosen = torch.randperm(len(train), generator=self.generator)[:config.tasks_per_step]
         inner, outer = self.buffers.sample([train[i] for i in chosen],
                                            [config.inner_batch, config.outer_batch],
-                                           self.generator)
+                                           self.generator, config.late_start)
         losses = self.macaw.meta_loss(inner, outer)
         self.optimizer.zero_grad()
         sum(losses).backward()

@@ -1,10 +1,12 @@
 """Each test is named after the claim that it would refute. `python -m pytest -q` runs all."""
+import copy
 import csv
 import dataclasses
 import json
 import os
 import pathlib
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import collect
 import command
 import envs
 import macaw
+import sac
 from buffers import Batch, Buffers
 
 HERE = pathlib.Path(__file__).parent
@@ -520,6 +523,22 @@ def test_batches_are_disjoint_cover_the_life_and_are_of_the_right_task(point):
             assert np.histogram(half, bins=4, range=(0, count))[0].min() > 30
 
 
+def test_late_starts_leave_out_the_beginning_of_a_life(point):
+    point_places = torch.arange(len(point.action)).float()
+    held = copy.copy(point)
+    held.mc_return = point_places                                   # tells where a draw is from
+    generator = torch.Generator().manual_seed(0)
+    earliest = []
+    for _ in range(200):
+        inner, outer = held.sample([4], [8, 8], generator, late_start=0.9)
+        places = torch.cat([inner.mc_return, outer.mc_return], -1)[0] - point.first[4]
+        assert 0 <= places.min() and places.max() < point.count[4]
+        assert len(places.unique()) == 16
+        earliest.append(places.min() / point.count[4])
+    earliest = torch.stack(earliest).flatten()
+    assert earliest.min() < 0.1 and 0.85 < earliest.max() < 0.99 and 0.4 < earliest.mean() < 0.6
+
+
 def test_statistics_come_from_training_tasks_alone(tmp_path):
     lengths, task = [20] * 40, np.repeat([0, 1, 2, 7], 10)
     states = np.random.default_rng(0).normal(size=(21 * 40, 2))
@@ -769,6 +788,26 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     assert len(path.read_bytes()) == 1000
 
 
+@pytest.mark.parametrize("line", re.findall(r"python ((?:macaw|collect)\.py [^#`\n]*)",
+                                            (HERE / "README.md").read_text()))
+def test_the_commands_of_the_readme_are_understood(line, monkeypatch):
+    program = dict(macaw=macaw, collect=collect)[line.split(".py")[0]]
+    seen = []
+    monkeypatch.setattr(sys, "argv", line.split())
+    command.command_line(lambda config, given: seen.append(given), program.Config,
+                         {name: getattr(program, table) for name, table in
+                          (("env", "PRESETS"), ("variant", "VARIANTS")) if hasattr(program, table)},
+                         program.__doc__)
+    assert len(seen) == 1 and len(seen[0]) == line.count(" --")
+
+
+def test_budgets_hold():
+    for name, lines in dict(macaw=500, envs=170, collect=230, bench=150).items():
+        text = (HERE / f"{name}.py").read_text().splitlines()
+        assert len(text) <= lines and max(map(len, text)) <= 100, name
+    assert len(dataclasses.fields(macaw.Config)) <= 35
+
+
 # ------------------------------------------------------------------------------------- collection
 
 def collection(tmp_path, *flags, out="a.npz"):
@@ -806,7 +845,7 @@ def test_agents_do_not_touch_each_other():
     def weights(others):
         torch.manual_seed(0)
         config = collect.Config(width=8)
-        agents = collect.Agents(3, 4, 2, config)
+        agents = sac.Agents(3, 4, 2, config)
         random = torch.Generator().manual_seed(1)
 
         def draw(*shape):
@@ -825,7 +864,7 @@ def test_agents_do_not_touch_each_other():
 def test_sac_update_equals_the_formulas_for_one_agent():
     torch.manual_seed(0)
     config = collect.Config(width=8, lr=0.0, alpha=0.3, gamma=0.9, tau=0.5)
-    agents = collect.Agents(2, 4, 2, config)
+    agents = sac.Agents(2, 4, 2, config)
     with torch.no_grad():                                           # targets that differ
         for p in agents.targets.parameters():
             p.add_(0.1)
