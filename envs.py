@@ -14,9 +14,8 @@ environment. Every episode ends by truncation at the family's horizon, most neve
 | walker_params | run with one of 50 bodies      | dynamics     | 17  | 6   |
 | point_goal    | reach one of 20 hidden goals   | reward       | 2   | 2   |
 
-The observation never tells the task: it must be inferred from rewards or dynamics. It is
-Gymnasium's own; the authors' cheetah adds the torso's position, which a running body makes grow
-without bound. `info` reports every term of the reward under a name that begins with "reward_".
+The observation is Gymnasium's own and never tells the task; the authors' cheetah adds the torso's
+position, which grows without bound. `info` has the reward's terms, named "reward_...".
 """
 from typing import NamedTuple
 
@@ -26,21 +25,21 @@ import numpy as np
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
+from gymnasium.spaces import Box
 from gymnasium.utils import EzPickle
 
 
 def _settle(env, task, kwargs):
     """Let an environment be pickled with its task, and bound its observations as MuJoCo does."""
     EzPickle.__init__(env, **task, **kwargs)
-    space = env.observation_space
-    env.observation_space = gymnasium.spaces.Box(-mujoco.mjMAXVAL, mujoco.mjMAXVAL, space.shape,
-                                                 space.dtype)
+    shape = env.observation_space.shape
+    env.observation_space = Box(-mujoco.mjMAXVAL, mujoco.mjMAXVAL, shape, np.float64)
 
 
 def _retold(transition, **terms):
     """A Gymnasium transition with some reward terms replaced, and the reward their sum again."""
     observation, _, terminated, truncated, info = transition
-    info.update(terms)
+    info |= terms
     reward = sum(value for name, value in info.items() if name.startswith("reward_"))
     return observation, float(reward), terminated, truncated, info
 
@@ -68,15 +67,14 @@ class CheetahVel(HalfCheetahEnv):
 
     def step(self, action):
         transition = super().step(action)
-        speed_error = abs(transition[-1]["x_velocity"] - self.velocity)
-        return _retold(transition, reward_forward=-speed_error)
+        return _retold(transition,
+                       reward_forward=-abs(transition[-1]["x_velocity"] - self.velocity))
 
 
 class AntDir(AntEnv):
     """Run at an angle in radians: r = v . (cos, sin) - 0.5 |a|^2 - contact cost + 1 alive.
 
-    Without contact forces in the observation. An episode ends when the torso leaves [0.2, 1] m.
-    """
+    Without contact forces in the observation. An episode ends when the torso leaves [0.2, 1] m."""
 
     def __init__(self, angle: float, **kwargs):
         super().__init__(include_cfrc_ext_in_observation=False, **kwargs)
@@ -92,13 +90,12 @@ class AntDir(AntEnv):
 class WalkerParams(Walker2dEnv):
     """Run forward in a body whose physics is scaled, element by element, by the given factors.
 
-    r = v_x - 1e-3 |a|^2 + 1 alive; an episode ends when the walker falls.
-    """
+    r = v_x - 1e-3 |a|^2 + 1 alive; an episode ends when the walker falls."""
 
     def __init__(self, body_mass, body_inertia, geom_friction, dof_damping, **kwargs):
         super().__init__(**kwargs)
-        factors = dict(body_mass=body_mass, body_inertia=body_inertia,
-                       geom_friction=geom_friction, dof_damping=dof_damping)
+        factors = dict(body_mass=body_mass, body_inertia=body_inertia, geom_friction=geom_friction,
+                       dof_damping=dof_damping)
         _settle(self, factors, kwargs)
         for name, factor in factors.items():
             getattr(self.model, name)[:] *= np.asarray(factor)
@@ -108,13 +105,12 @@ class WalkerParams(Walker2dEnv):
 class PointGoal(gymnasium.Env):
     """A point walks the plane to a goal it cannot see: r = -|position - goal| - 0.01 |a|^2."""
 
-    observation_space = gymnasium.spaces.Box(-3.0, 3.0, (2,), np.float64)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    observation_space = Box(-3.0, 3.0, (2,), np.float64)
+    action_space = Box(-1.0, 1.0, (2,), np.float32)
     step_length = 0.1
 
     def __init__(self, goal: list, render_mode: None = None):
-        self.goal, self.render_mode = np.array(goal, np.float64), render_mode
-        self.position = np.zeros(2)
+        self.goal, self.position, self.render_mode = np.array(goal), np.zeros(2), render_mode
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -123,9 +119,9 @@ class PointGoal(gymnasium.Env):
 
     def step(self, action):
         self.position = np.clip(self.position + self.step_length * action, -3.0, 3.0)
-        terms = dict(reward_goal=-float(np.linalg.norm(self.position - self.goal)),
-                     reward_ctrl=-0.01 * float(np.sum(np.square(action))))
-        return self.position.copy(), sum(terms.values()), False, False, terms
+        transition = self.position.copy(), 0.0, False, False, {}
+        return _retold(transition, reward_ctrl=-0.01 * float(np.sum(np.square(action))),
+                       reward_goal=-float(np.linalg.norm(self.position - self.goal)))
 
 
 class Family(NamedTuple):
@@ -138,8 +134,8 @@ class Family(NamedTuple):
 
 def _ant_tasks(n=50):
     # numpy promises the stream of RandomState for ever; that of default_rng may change
-    angles = np.random.RandomState(0).uniform(0, 2 * np.pi, n)
-    return [{"angle": round(float(angle), 4)} for angle in angles]
+    return [{"angle": round(angle, 4)}
+            for angle in np.random.RandomState(0).uniform(0, 2 * np.pi, n).tolist()]
 
 
 def _walker_tasks(n=50):
@@ -157,7 +153,7 @@ def _point_tasks(n=20):
 
 FAMILIES = {
     "cheetah_dir": Family(CheetahDir, [{"direction": 1}, {"direction": -1}], (0, 1)),
-    "cheetah_vel": Family(CheetahVel, [{"velocity": round(0.075 * k, 3)} for k in range(1, 41)],
+    "cheetah_vel": Family(CheetahVel, [dict(velocity=round(0.075 * k, 3)) for k in range(1, 41)],
                           (2, 7, 15, 23, 26)),
     "ant_dir": Family(AntDir, _ant_tasks(), (6, 17, 23, 30, 41)),
     "walker_params": Family(WalkerParams, _walker_tasks(), (43, 15, 12, 39, 2)),

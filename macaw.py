@@ -55,7 +55,7 @@ class Config:
     """[code]: the value of the authors' released configuration; [us]: chosen on training tasks."""
     env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     variant: str = flag("macaw", "macaw, or what the paper compares it with; see VARIANTS")
-    steps: int = flag(6000, "n of Algorithm 1, meta-steps [us]", 1)
+    steps: int = flag(4000, "n of Algorithm 1, meta-steps [us]", 1)
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
@@ -67,7 +67,6 @@ class Config:
     latent: int = flag(32, "c, size of a transform's latent z [us; code: 100]", 1, 4096)
     head_width: int = flag(32, "hidden units of the advantage head [code]", 1, 4096)
     weight_transform: bool = flag(True, "layers are weight transforms (Appendix B)")
-    equal_parameters: bool = flag(False, "ordinary layers as wide as weight transforms are big")
     advantage_head: bool = flag(True, "the inner policy loss has L^ADV (Eq. 3)")
     behavior_cloning: bool = flag(False, "all advantage weights are 1, inside and out")
     sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
@@ -83,8 +82,7 @@ class Config:
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
-    late_start: float = flag(0.9, "batches come from lives after a random start before this share "
-                                  "[us; paper: 0]", 0, 1)
+    late_start: float = flag(0.9, "lives count from a random share up to this [us; paper: 0]", 0, 1)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 1, 100)
     test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
     eval_every: int = flag(500, "meta-steps between two evaluations", 1)
@@ -101,8 +99,8 @@ PRESETS = {                                     # what a family needs differentl
 VARIANTS = {                                    # the paper's ablations (Section 5) and Meta-BC
     "macaw": dict(),
     "no_advantage": dict(advantage_head=False),
-    "no_wt": dict(weight_transform=False),
-    "no_wt_wide": dict(weight_transform=False, equal_parameters=True),
+    "no_wt": dict(weight_transform=False),                          # at equal width
+    "no_wt_wide": dict(weight_transform=False),                     # at equal parameter count
     "maml_awr": dict(weight_transform=False, advantage_head=False),
     "meta_bc": dict(behavior_cloning=True, advantage_head=False),
 }
@@ -279,8 +277,7 @@ def value_loss(V, batch, bootstrap):
 def advantage_weights(advantage, config):
     """exp(A / T) of Eq. 1 for A (T, B) standardised in each task's batch, at most max_weight."""
     centred = advantage - advantage.mean(-1, keepdim=True)
-    deviation = advantage.std(-1, keepdim=True)
-    scaled = centred / deviation.clamp_min(1e-4)
+    scaled = centred / advantage.std(-1, keepdim=True).clamp_min(1e-4)
     return (scaled / config.temperature).clamp_max(math.log(config.max_weight)).exp()
 
 
@@ -303,14 +300,15 @@ class Macaw(nn.Module):
         super().__init__()
         self.config = config
         head_width = config.head_width if config.advantage_head else 0
-        width = equal_width(obs_dim, act_dim, config) if config.equal_parameters else config.width
+        width = (equal_width(obs_dim, act_dim, config) if config.variant == "no_wt_wide"
+                 else config.width)
         self.policy = Learner(lambda: Policy(obs_dim, act_dim, width, head_width), config)
         self.value = Learner(lambda: Value(obs_dim, width), config)
         if config.advantage_head:
             self.log_coef = nn.Parameter(torch.tensor(inverse_softplus(config.advantage_coef)))
 
     def adapt(self, batch, steps, train):
-        """phi', theta': nets adapted to each task of the batch (lines 7-8; Alg. 2, lines 4-7)."""
+        """theta', phi': nets adapted to each task of the batch (lines 7-8; Alg. 2, lines 4-7)."""
         config = self.config
         coef = F.softplus(self.log_coef) if config.advantage_head else None
         with (self.value.inner_loop(len(batch.obs), train) as (V, step_value),
@@ -345,7 +343,7 @@ def equal_width(obs_dim, act_dim, config):
     """The width at which ordinary layers have as many parameters as the weight transforms."""
     def parameters(**changes):
         with torch.device("meta"):
-            changed = dataclasses.replace(config, equal_parameters=False, **changes)
+            changed = dataclasses.replace(config, variant="macaw", **changes)
             return sum(p.numel() for p in Macaw(obs_dim, act_dim, changed).parameters())
     return bisect.bisect(range(4096), parameters(weight_transform=True),
                          key=lambda width: parameters(weight_transform=False, width=width)) - 1

@@ -281,7 +281,7 @@ def test_no_gradient_flows_through_advantages():
 
 def test_every_tensor_is_in_one_optimizer_and_moves_in_a_step():
     for variant in macaw.VARIANTS:
-        model, inner, outer = small(**{**macaw.VARIANTS[variant], "equal_parameters": False})
+        model, inner, outer = small(**macaw.VARIANTS[variant])
         optimizer = model.optimizer()
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         assert sorted(held) == sorted(id(p) for p in model.parameters())
@@ -312,7 +312,7 @@ def test_advantage_weights_equal_the_formula():
 def test_equal_width_gives_equal_parameter_counts():
     def size(**changes):
         return sum(p.numel() for p in macaw.Macaw(17, 6, macaw.Config(**changes)).parameters())
-    narrow, wide = size(), size(**macaw.VARIANTS["no_wt_wide"])
+    narrow, wide = size(), size(variant="no_wt_wide", **macaw.VARIANTS["no_wt_wide"])
     assert 0 <= narrow - wide < 0.01 * narrow
     assert size(**macaw.VARIANTS["no_wt"]) < 0.1 * narrow
 
@@ -453,7 +453,8 @@ def test_shipped_episodes_replay_from_their_seed_and_actions(path):
         assert terminated or truncated
         first = ends[episode] - length[episode] + episode
         stored = x["observations"][first:first + length[episode] + 1]
-        np.testing.assert_array_equal(np.array(observed).astype(np.float16), stored)
+        rounded = np.array(observed).astype(np.float32).astype(np.float16)
+        np.testing.assert_array_equal(rounded, stored)
 
 
 def data_file(path, lengths, terminated, task=None, seed=0, observations=None, **meta):
@@ -479,7 +480,7 @@ def test_returns_equal_the_brute_force_sum(tmp_path):
     """Truncation keeps its tail gamma^k V(s_end), termination does not."""
     lengths, terminated = [5, 1, 7, 3, 40], [False, True, True, False, False]
     x = data_file(tmp_path / "x.npz", lengths, terminated, task=[2] * 5)
-    config = config_of(inner_batch=2, outer_batch=2, gamma=0.9)
+    config = config_of(inner_batch=2, outer_batch=2, gamma=0.9, tasks_per_step=1)
     held = Buffers(tmp_path / "x.npz", config)
 
     def V(obs):
@@ -532,7 +533,7 @@ def test_late_starts_leave_out_the_beginning_of_a_life(point):
     for _ in range(200):
         inner, outer = held.sample([4], [8, 8], generator, late_start=0.9)
         places = torch.cat([inner.mc_return, outer.mc_return], -1)[0] - point.first[4]
-        assert 0 <= places.min() and places.max() < point.count[4]
+        assert places.min() >= 0 and places.max() < point.count[4]
         assert len(places.unique()) == 16
         earliest.append(places.min() / point.count[4])
     earliest = torch.stack(earliest).flatten()
@@ -542,7 +543,7 @@ def test_late_starts_leave_out_the_beginning_of_a_life(point):
 def test_statistics_come_from_training_tasks_alone(tmp_path):
     lengths, task = [20] * 40, np.repeat([0, 1, 2, 7], 10)
     states = np.random.default_rng(0).normal(size=(21 * 40, 2))
-    config = config_of(inner_batch=4, outer_batch=4)
+    config = config_of(inner_batch=4, outer_batch=4, tasks_per_step=1)
     data_file(tmp_path / "a.npz", lengths, [False] * 40, task, observations=states)
     changed = np.where(np.repeat(np.isin(task, [2, 7]), 21)[:, None], 100.0, states)
     data_file(tmp_path / "b.npz", lengths, [False] * 40, task, observations=changed)
@@ -788,7 +789,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     assert len(path.read_bytes()) == 1000
 
 
-@pytest.mark.parametrize("line", re.findall(r"python ((?:macaw|collect)\.py [^#`\n]*)",
+@pytest.mark.parametrize("line", re.findall(r"python ((?:macaw|collect)\.py (?!--help)[^#`\n]*)",
                                             (HERE / "README.md").read_text()))
 def test_the_commands_of_the_readme_are_understood(line, monkeypatch):
     program = dict(macaw=macaw, collect=collect)[line.split(".py")[0]]
@@ -802,7 +803,7 @@ def test_the_commands_of_the_readme_are_understood(line, monkeypatch):
 
 
 def test_budgets_hold():
-    for name, lines in dict(macaw=500, envs=170, collect=230, bench=150).items():
+    for name, lines in dict(macaw=500, envs=170, collect=230).items():
         text = (HERE / f"{name}.py").read_text().splitlines()
         assert len(text) <= lines and max(map(len, text)) <= 100, name
     assert len(dataclasses.fields(macaw.Config)) <= 35
