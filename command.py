@@ -84,9 +84,9 @@ def save_json(path, content):
 
 
 def save_csv(path, rows):
-    """Rows are dicts with the same keys."""
+    """Rows are dicts with the same keys; without rows the file is empty."""
     with replacing(path, "w") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, rows[0] if rows else [])
         writer.writeheader()
         writer.writerows(rows)
 

@@ -486,6 +486,7 @@ def main(config, given):
     else:
         run = Run(config)
         folder = command.run_folder(config)
+        run.save(folder)                                    # so that a kill at any moment resumes
     command.save_json(folder / "config.json", dataclasses.asdict(run.config))
     print(f"{run.config.variant} on {run.config.env}: {len(run.buffers.train)} training tasks, "
           f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
