@@ -88,8 +88,7 @@ class Collection:
 
     def draw(self, function, *shape, **kwargs):
         """Random numbers from the collection's own stream."""
-        return function(*kwargs.values(), shape, generator=self.generator,
-                        device=self.config.device)
+        return function(size=shape, generator=self.generator, device=self.config.device, **kwargs)
 
     @torch.no_grad()
     def actions(self):
