@@ -15,7 +15,7 @@ one or a few gradient steps on 256 of its transitions. Read this file beside the
     python macaw.py --env cheetah_vel                         # meta-train, then meta-test
     python macaw.py --evaluate runs/.../checkpoint.pt         # meta-test only
 
-Where we leave the paper; [code]: as the authors' released program does; the README gives evidence.
+Where we leave the paper; [code]: as the authors' released program does; the README gives reasons.
  1. Returns end in gamma^k V(s_end) at the time limit, but in the inner value loss [code].
  2. Advantages are standardised in the batch, their exponent is clipped at log 20 [code].
  3. Inner step sizes, one a tensor, and lambda are meta-learned [code].
