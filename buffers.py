@@ -21,6 +21,10 @@ class Batch(NamedTuple):
     discount: torch.Tensor      # (T, B) gamma^k, k steps before the time limit; 0 if terminated
     last_obs: torch.Tensor      # (T, B, obs) the state after the episode's last step
 
+    def part(self, rank, world):
+        """What falls to one of several processes."""
+        return self if world == 1 else Batch(*(x[rank::world] for x in self))
+
 
 def read(path, env):
     """The arrays and the metadata of a behaviour data file, written by `collect.py`.
@@ -94,13 +98,14 @@ class Buffers:
 
     def __init__(self, path, config, stats=None):
         x, meta = read(path, config.env)
-        self.obs_dim, self.act_dim = x["observations"].shape[1], x["actions"].shape[1]
         self.behavior_final = {int(k): v for k, v in meta["behavior_final"].items()}
         length = x["episode_length"]
         episode = np.repeat(np.arange(len(length)), length)                 # of each transition
         task = x["episode_task"][episode]
         ids, first, count = np.unique(task, return_index=True, return_counts=True)
         self.split(path, config, ids.tolist(), count)
+        self.id_dim = len(self.train) if config.multi_task else 0
+        self.obs_dim, self.act_dim = x["observations"].shape[1] + self.id_dim, x["actions"].shape[1]
 
         returns = mc_returns(x["rewards"], length, config.gamma)
         here = np.arange(len(episode)) + episode            # place of s among the observations,
@@ -116,7 +121,7 @@ class Buffers:
         def tensor(array, dtype=torch.float32):
             return torch.as_tensor(array, dtype=dtype, device=config.device)
         self.stats = stats = {name: tensor(x) for name, x in stats.items()}
-        self.obs = (tensor(x["observations"]) - stats["obs_mean"]) / stats["obs_std"]
+        self.obs = self.standardise(tensor(x["observations"]))
         self.action, self.discount = tensor(x["actions"]), tensor(discount)
         self.mc_return = tensor(returns) / stats["return_scale"]
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
@@ -138,11 +143,27 @@ class Buffers:
             raise BadInput(f"{path} has {count.min()} transitions of a task; the two batches of a "
                            f"meta-step need {need}: make them smaller or collect more")
 
-    def sample(self, tasks, sizes, generator, late_start=0.0):
+    def standardise(self, obs):
+        """Observations (N, obs) as the nets see them."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.stats["obs_mean"].device)
+        return (obs - self.stats["obs_mean"]) / self.stats["obs_std"]
+
+    def with_id(self, obs, tasks=()):
+        """Of a multi-task learner: obs (T, B, obs) and the one-hot id of each training task, zeros
+        where no tasks are given; of others just obs."""
+        if not self.id_dim:
+            return obs
+        ids = obs.new_zeros(len(obs), 1, self.id_dim)
+        for t, task in enumerate(tasks):
+            ids[t, 0, self.train.index(task)] = 1
+        return torch.cat([obs, ids.expand(-1, obs.shape[1], -1)], -1)
+
+    def sample(self, tasks, sizes, generator, late_start=0.0, known=False):
         """Disjoint batches of these sizes for each task (line 6 of Algorithm 1).
 
         The life, from a random start before its share `late_start`, is cut into sum(sizes) equal
-        parts; one transition of each is dealt at random.
+        parts; one transition of each is dealt at random. Multi-task learners are told the tasks
+        where these are `known`.
         """
         parts, count = sum(sizes), self.count[tasks]                        # (T, 1)
         start = torch.rand(count.shape, generator=generator) * late_start * (count - parts)
@@ -150,9 +171,10 @@ class Buffers:
         part = torch.rand(len(tasks), parts, generator=generator).argsort(-1)       # (T, parts)
         low, high = part * count // parts, (part + 1) * count // parts
         place = torch.rand(part.shape, generator=generator) * (high - low)
-        index = first + low + place.long()
-        return [Batch(self.obs[self.here[i]], self.action[i], self.mc_return[i], self.discount[i],
-                      self.obs[self.last[i]])
+        index, tasks = first + low + place.long(), tasks if known else ()
+        return [Batch(self.with_id(self.obs[self.here[i]], tasks), self.action[i],
+                      self.mc_return[i], self.discount[i],
+                      self.with_id(self.obs[self.last[i]], tasks))
                 for i in index.to(self.obs.device).split(sizes, -1)]
 
 

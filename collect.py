@@ -36,7 +36,7 @@ class Config:
     out: str = flag("", "file to write; data/ENV.npz when empty")
     join: str = flag("", "data files, as in a.npz,b.npz, to write the best agent of each task from")
     keep: int = flag(13_000, "transitions a task to store, evenly spaced over the life", 1)
-    seed: int = flag(0, "of nets, environments and exploration", 0)
+    seed: int = flag(0, "of environments and exploration", 0)
     device: str = flag("cpu", "cpu or cuda")
     width: int = flag(128, "units in each of the two hidden layers", 1, 4096)
     batch: int = flag(128, "transitions of each agent an update", 1, 100_000)
@@ -65,7 +65,7 @@ class Collection:
         self.envs = [envs.make(config.env, self.family.tasks[i]) for i in self.ids]
         n, obs_dim, act_dim = len(self.ids), *(space.shape[0] for space in (
             self.envs[0].observation_space, self.envs[0].action_space))
-        torch.manual_seed(config.seed)                              # for the nets' first weights
+        torch.manual_seed(0)                    # first weights are the same for all
         self.generator = torch.Generator(config.device).manual_seed(config.seed)
         self.agents = Agents(n, obs_dim, act_dim, config).to(config.device)
         columns = dict(obs=((obs_dim,), torch.float16), action=((act_dim,), torch.float16),

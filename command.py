@@ -3,6 +3,7 @@
 Bad input of any kind is one sentence on stderr and exit code 2, with nothing lost.
 """
 import argparse
+import atexit
 import contextlib
 import csv
 import dataclasses
@@ -11,6 +12,7 @@ import os
 import pathlib
 
 import torch
+import torch.distributed as dist
 
 CHECKPOINT_FORMAT = 1
 
@@ -65,6 +67,27 @@ def check_device(name):
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError):
         raise BadInput(f"there is no device {name} here; use --device cpu") from None
+
+
+def processes(device):
+    """Rank of this process and number of processes: (0, 1) but under torchrun."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not dist.is_initialized():
+        if device != "cpu":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("gloo" if device == "cpu" else "nccl")
+        atexit.register(dist.destroy_process_group)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def sum_over_processes(tensors):
+    """In place, as one message."""
+    if dist.is_initialized():
+        flat = torch.cat([x.flatten() for x in tensors])
+        dist.all_reduce(flat)
+        for x, part in zip(tensors, flat.split([x.numel() for x in tensors])):
+            x.copy_(part.view_as(x))
 
 
 @contextlib.contextmanager

@@ -26,7 +26,6 @@ Where we leave the paper; [code]: as the authors' released program does; the REA
  7. Observations are standardised, returns divided by their deviation, over the training tasks.
  8. Meta-losses are means over tasks, not sums (Adam does not care); outer step sizes decay to 0.
 """
-import bisect
 import contextlib
 import dataclasses
 import math
@@ -64,11 +63,9 @@ class Config:
     device: str = flag("cpu", "cpu or cuda")
     holdout: str = flag("", "training tasks, as in 4,12, to test on instead of the test tasks")
     width: int = flag(100, "units in each of the three hidden layers [code]", 1, 4096)
-    latent: int = flag(32, "c, size of a transform's latent z [us; code: 100]", 1, 4096)
-    head_width: int = flag(32, "hidden units of the advantage head [code]", 1, 4096)
-    weight_transform: bool = flag(True, "layers are weight transforms (Appendix B)")
-    advantage_head: bool = flag(True, "the inner policy loss has L^ADV (Eq. 3)")
-    behavior_cloning: bool = flag(False, "all advantage weights are 1, inside and out")
+    latent: int = flag(32, "c, size of z; 0: layers are no transforms [us; code: 100]", 0, 4096)
+    head_width: int = flag(32, "hidden units of the advantage head; 0: none [code]", 0, 4096)
+    multi_task: bool = flag(False, "one net told tasks apart, Adam steps in testing (MT+FT)")
     sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
     gamma: float = flag(0.99, "discount [code]", 0, 1)
     temperature: float = flag(1.0, "T of Eq. 1 [code]", 1e-3)
@@ -96,13 +93,14 @@ PRESETS = {                                     # what a family needs differentl
                        inner_lr=1e-3, advantage_coef=0.01, step_lr=1e-3),
 }
 
-VARIANTS = {                                    # the paper's ablations (Section 5) and Meta-BC
+VARIANTS = {                                    # the paper's ablations and baselines (Section 5)
     "macaw": dict(),
-    "no_advantage": dict(advantage_head=False),
-    "no_wt": dict(weight_transform=False),                          # at equal width
-    "no_wt_wide": dict(weight_transform=False),                     # at equal parameter count
-    "maml_awr": dict(weight_transform=False, advantage_head=False),
-    "meta_bc": dict(behavior_cloning=True, advantage_head=False),
+    "no_advantage": dict(head_width=0),
+    "no_wt": dict(latent=0),                                        # at equal width
+    "no_wt_wide": dict(latent=0, width=621),                        # at equal parameter count
+    "maml_awr": dict(latent=0, head_width=0),
+    "meta_bc": dict(head_width=0, temperature=1e9),                 # all advantage weights are 1
+    "mt_awr": dict(multi_task=True, latent=0, head_width=0, inner_lr=1e-3, test_steps=20),
 }
 
 
@@ -228,13 +226,14 @@ class Learner(nn.Module):
 
     def __init__(self, make_net, config):
         super().__init__()
+        self.config = config
         with torch.device("meta"):                          # shapes without numbers, which come
             self.net = [make_net()]                         # from the transforms; hidden in a list,
         layers = [m for m in self.net[0].modules() if isinstance(m, Linear)]    # nothing to train
         self.transforms = nn.ModuleList(
             WeightTransform(layer.inputs, layer.outputs, config.latent, config.inner_lr)
-            if config.weight_transform else
-            FullyConnected(layer.inputs, layer.outputs, config.inner_lr) for layer in layers)
+            if config.latent else FullyConnected(layer.inputs, layer.outputs, config.inner_lr)
+            for layer in layers)
 
     @contextlib.contextmanager
     def inner_loop(self, tasks, train):
@@ -242,9 +241,10 @@ class Learner(nn.Module):
 
         `train` keeps the graph through the steps, for meta-gradients.
         """
-        net = self.net[0]
-        with higher.innerloop_ctx(net, torch.optim.SGD(net.parameters(), lr=1.0),
-                                  copy_initial_weights=False,
+        net, fine_tune = self.net[0], self.config.multi_task
+        sgd = (torch.optim.Adam(net.parameters(), self.config.inner_lr) if fine_tune else
+               torch.optim.SGD(net.parameters(), lr=1.0))
+        with higher.innerloop_ctx(net, sgd, copy_initial_weights=False,
                                   track_higher_grads=train) as (fast, optimizer):
             thetas, memories = zip(*(t.initial() for t in self.transforms))
             fast.update_params([theta.expand(tasks, -1) for theta in thetas])
@@ -252,7 +252,8 @@ class Learner(nn.Module):
             def transform(gradients):
                 return [t.step(d, memory)
                         for t, d, memory in zip(self.transforms, gradients, memories)]
-            yield fast, lambda loss: optimizer.step(loss, grad_callback=transform)
+            yield fast, lambda loss: optimizer.step(
+                loss, grad_callback=None if fine_tune else transform)
 
 
 # ------------------------------------------------------------------------------ losses, adaptation
@@ -286,8 +287,7 @@ def policy_loss(pi, batch, advantage, config, coef=None):
     mean, predicted = (pi(batch.obs), None) if coef is None else pi(batch.obs, batch.action)
     log_prob = (-0.5 * ((batch.action - mean) / config.sigma).square()
                 - math.log(config.sigma * math.sqrt(2 * math.pi))).sum(-1)          # (T, B)
-    weight = 1.0 if config.behavior_cloning else advantage_weights(advantage, config)
-    loss = -log_prob * weight
+    loss = -log_prob * advantage_weights(advantage, config)
     if coef is not None:
         loss = loss + coef * (predicted - advantage).square()
     return loss.mean(-1).sum()
@@ -299,18 +299,16 @@ class Macaw(nn.Module):
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
         self.config = config
-        head_width = config.head_width if config.advantage_head else 0
-        width = (equal_width(obs_dim, act_dim, config) if config.variant == "no_wt_wide"
-                 else config.width)
-        self.policy = Learner(lambda: Policy(obs_dim, act_dim, width, head_width), config)
-        self.value = Learner(lambda: Value(obs_dim, width), config)
-        if config.advantage_head:
+        self.policy = Learner(lambda: Policy(obs_dim, act_dim, config.width, config.head_width),
+                              config)
+        self.value = Learner(lambda: Value(obs_dim, config.width), config)
+        if config.head_width:
             self.log_coef = nn.Parameter(torch.tensor(inverse_softplus(config.advantage_coef)))
 
     def adapt(self, batch, steps, train):
         """theta', phi': nets adapted to each task of the batch (lines 7-8; Alg. 2, lines 4-7)."""
         config = self.config
-        coef = F.softplus(self.log_coef) if config.advantage_head else None
+        coef = F.softplus(self.log_coef) if config.head_width else None
         with (self.value.inner_loop(len(batch.obs), train) as (V, step_value),
               self.policy.inner_loop(len(batch.obs), train) as (pi, step_policy)):
             for _ in range(steps):
@@ -323,7 +321,7 @@ class Macaw(nn.Module):
     def meta_loss(self, inner, outer):
         """The losses of the adapted nets on D^ts, means over tasks (Eq. 5 and 6; lines 10-11)."""
         config, tasks = self.config, len(outer.obs)
-        pi, V = self.adapt(inner, config.inner_steps, train=True)
+        pi, V = self.adapt(inner, 0 if config.multi_task else config.inner_steps, train=True)
         loss_V, advantage = value_loss(V, outer, config.bootstrap)
         loss_pi = policy_loss(pi, outer, advantage, config)
         return loss_V / tasks, loss_pi / tasks
@@ -339,25 +337,15 @@ class Macaw(nn.Module):
                                 fused=True)
 
 
-def equal_width(obs_dim, act_dim, config):
-    """The width at which ordinary layers have as many parameters as the weight transforms."""
-    def parameters(**changes):
-        with torch.device("meta"):
-            changed = dataclasses.replace(config, variant="macaw", **changes)
-            return sum(p.numel() for p in Macaw(obs_dim, act_dim, changed).parameters())
-    return bisect.bisect(range(4096), parameters(weight_transform=True),
-                         key=lambda width: parameters(weight_transform=False, width=width)) - 1
-
-
 # --------------------------------------------------------------------------- rollout, evaluation
 @torch.no_grad()
-def rollout(pi, environments, seeds, stats):
+def rollout(pi, environments, seeds, buffers):
     """Undiscounted returns (T,) of an episode of the T policies' mean actions, in lock-step."""
     obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds)])
     total, alive = np.zeros(len(obs)), np.ones(len(obs), bool)
     while alive.any():
-        x = torch.as_tensor(obs, dtype=torch.float32, device=stats["obs_mean"].device)
-        action = pi(((x - stats["obs_mean"]) / stats["obs_std"])[:, None])[:, 0].cpu().numpy()
+        x = buffers.with_id(buffers.standardise(obs)[:, None])             # (T, 1, obs)
+        action = pi(x)[:, 0].cpu().numpy()
         for i in np.flatnonzero(alive):
             obs[i], reward, terminated, truncated, _ = environments[i].step(action[i])
             total[i] += reward
@@ -377,7 +365,7 @@ def evaluate(macaw, buffers, draws):
     results = []
     for steps in (0, config.test_steps):
         pi, _ = macaw.adapt(batch, steps, train=False)
-        returns = rollout(pi, environments, range(len(tasks)), buffers.stats)
+        returns = rollout(pi, environments, range(len(tasks)), buffers)
         results.append(returns.reshape(-1, draws).mean(-1))
     for env in environments:
         env.close()
@@ -390,6 +378,7 @@ class Run:
 
     def __init__(self, config, state=None):
         self.config = config
+        self.rank, self.world = command.processes(config.device)
         path = config.data or pathlib.Path(__file__).parent / f"data/{config.env}.npz"
         self.buffers = Buffers(path, config, state and state["stats"])
         torch.manual_seed(config.seed)                              # for the first weights
@@ -413,17 +402,23 @@ class Run:
         command.save_csv(folder / "metrics.csv", self.rows)
 
     def meta_step(self):
-        """Lines 5-11 of Algorithm 1 on a meta-batch of tasks; the losses (L_V, L_pi)."""
+        """Lines 5-11 of Algorithm 1 on a meta-batch of tasks; the losses (L_V, L_pi).
+
+        Under torchrun each process takes some of the tasks, and gradients are added up.
+        """
         config, train = self.config, self.buffers.train
         chosen = torch.randperm(len(train), generator=self.generator)[:config.tasks_per_step]
-        inner, outer = self.buffers.sample([train[i] for i in chosen],
-                                           [config.inner_batch, config.outer_batch],
-                                           self.generator, config.late_start)
-        losses = self.macaw.meta_loss(inner, outer)
+        batches = self.buffers.sample([train[i] for i in chosen],
+                                      [config.inner_batch, config.outer_batch],
+                                      self.generator, config.late_start, known=True)
+        inner, outer = (batch.part(self.rank, self.world) for batch in batches)
+        share = len(inner.obs) / len(chosen)
+        losses = share * torch.stack(self.macaw.meta_loss(inner, outer))
         self.optimizer.zero_grad()
-        sum(losses).backward()
+        losses.sum().backward()
         gradients = [p.grad for p in self.macaw.parameters() if p.grad is not None]
-        numbers = torch.stack([*losses, torch.nn.utils.get_total_norm(gradients)]).tolist()
+        command.sum_over_processes([losses.detach(), *gradients])
+        numbers = [*losses.tolist(), torch.nn.utils.get_total_norm(gradients).item()]
         for term, x in zip(("value loss", "policy loss", "norm of the meta-gradient"), numbers):
             if not math.isfinite(x):
                 raise Diverged(f"the {term} is {x} at step {self.step + 1}, before the update; "
@@ -471,6 +466,9 @@ def summary(run):
 
 def main(config, given):
     command.check_device(config.device)
+    if config.tasks_per_step < command.processes(config.device)[1]:
+        raise BadInput("there are more processes than tasks in a meta-batch; start fewer, or give "
+                       "a larger --tasks-per-step")
     if config.evaluate:
         state = command.load_checkpoint(config.evaluate, given, {
             "evaluate", "data", "device", "test_steps", "final_draws"})
@@ -485,6 +483,11 @@ def main(config, given):
         run = Run(Config(**{**state["config"], **given}), state)
     else:
         run = Run(config)
+    if run.rank:                                            # the first process does the rest
+        while run.step < run.config.steps:
+            run.meta_step()
+        return
+    if not config.resume:
         folder = command.run_folder(config)
         run.save(folder)                                    # so that a kill at any moment resumes
     command.save_json(folder / "config.json", dataclasses.asdict(run.config))

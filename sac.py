@@ -13,12 +13,17 @@ from torch.nn import functional as F
 from macaw import Linear
 
 
-def mlp(agents, inputs, width, outputs):
-    """Two hidden layers, normalised, for in short trials fast goals were so learned sooner."""
-    norm = nn.LayerNorm(width, elementwise_affine=False)
-    return nn.Sequential(Linear(inputs, width, agents), norm, nn.ReLU(),
-                         Linear(width, width, agents), norm, nn.ReLU(),
-                         Linear(width, outputs, agents))
+def mlp(nets, agents, inputs, width, outputs):
+    """`nets` nets (actor: 1, twin critics: 2) of each agent, with two hidden layers.
+
+    All agents begin with the same weights: gaits are so more alike from task to task, and what
+    is learned from some tasks' data helps in others.
+    """
+    net = nn.Sequential(Linear(inputs, width, nets), nn.ReLU(), Linear(width, width, nets),
+                        nn.ReLU(), Linear(width, outputs, nets))
+    for p in net.parameters():
+        p.data = p.data.repeat_interleave(agents, 0)                        # (nets * N, n)
+    return net
 
 
 class Agents(nn.Module):
@@ -28,8 +33,8 @@ class Agents(nn.Module):
     def __init__(self, agents, obs_dim, act_dim, config):
         super().__init__()
         self.config, self.act_dim = config, act_dim
-        self.actor = mlp(agents, obs_dim, config.width, 2 * act_dim)
-        self.critics = mlp(2 * agents, obs_dim + act_dim, config.width, 1)     # twins: 2N nets
+        self.actor = mlp(1, agents, obs_dim, config.width, 2 * act_dim)
+        self.critics = mlp(2, agents, obs_dim + act_dim, config.width, 1)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.full((agents,), math.log(config.alpha)))
         trained = [self.actor.parameters(), self.critics.parameters(), [self.log_alpha]]
