@@ -69,15 +69,18 @@ def check_device(name):
         raise BadInput(f"there is no device {name} here; use --device cpu") from None
 
 
-def processes(device):
-    """Rank of this process and number of processes: (0, 1) but under torchrun."""
+def processes(config):
+    """Rank of this process and number of processes, (0, 1) but under torchrun; raises BadInput."""
     if "RANK" not in os.environ:
         return 0, 1
     if not dist.is_initialized():
-        if device != "cpu":
+        if config.device != "cpu":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("gloo" if device == "cpu" else "nccl")
+        dist.init_process_group("gloo" if config.device == "cpu" else "nccl")
         atexit.register(dist.destroy_process_group)
+    if dist.get_world_size() > config.tasks_per_step:
+        raise BadInput(f"{dist.get_world_size()} processes are more than the tasks in a meta-"
+                       "batch; start fewer, or give a larger --tasks-per-step")
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -114,7 +117,10 @@ def save_csv(path, rows):
         writer.writerows(rows)
 
 
-def load_checkpoint(path, given, free):
+FREE = {"evaluate", "resume", "out", "data", "device", "render", "test_steps", "final_draws"}
+
+
+def load_checkpoint(path, given):
     """The state that `Run.save` wrote; raises BadInput, also if flags but the free ones differ."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
@@ -126,7 +132,7 @@ def load_checkpoint(path, given, free):
     if not ours:
         raise BadInput(f"{path} is damaged or of another version of macaw.py; train anew")
     for name, value in given.items():
-        if name not in free and value != state["config"][name]:
+        if name not in FREE and value != state["config"][name]:
             raise BadInput(f"{path} was made with --{name.replace('_', '-')} "
                            f"{state['config'][name]}; leave the flag away or start a new run")
     return state
@@ -141,9 +147,12 @@ def report(result):
 
 
 def run_folder(config):
-    """A new folder, runs/ENV-VARIANT-sSEED or the one named; never one that holds something."""
+    """A new folder, runs/ENV-VARIANT-sSEED or the one named, which holds something only where its
+    run goes on."""
     if config.out:
         folder = pathlib.Path(config.out)
+        if config.resume:
+            return folder
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise BadInput(f"{folder} is taken; give another --out, or --resume to go on with it")
         folder.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,7 @@ import command
 import envs
 import factored
 import plot
+import render
 from buffers import Buffers
 from command import BadInput, Diverged, flag
 
@@ -60,6 +61,7 @@ class Config:
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
     resume: bool = flag(False, "go on from the checkpoint in --out")
     evaluate: str = flag("", "a checkpoint to meta-test, without training")
+    render: str = flag("", "a .gif to draw of a held-out task before and after adaptation")
     device: str = flag("cpu", "cpu or cuda")
     holdout: str = flag("", "training tasks, as in 4,12, to test on instead of the test tasks")
     width: int = flag(100, "units in each of the three hidden layers [code]", 1, 4096)
@@ -125,8 +127,7 @@ class Policy(nn.Module):
 
     def __init__(self, obs_dim, act_dim, width, head_width):
         super().__init__()
-        self.hidden = nn.ModuleList([Linear(obs_dim, width), Linear(width, width),
-                                     Linear(width, width)])
+        self.hidden = nn.ModuleList(Linear(inputs, width) for inputs in (obs_dim, width, width))
         self.mean = Linear(width, act_dim)
         self.head = nn.ModuleList([Linear(width + act_dim, head_width), Linear(head_width, 1)]
                                   if head_width else [])
@@ -147,8 +148,7 @@ class Value(nn.Module):
 
     def __init__(self, obs_dim, width):
         super().__init__()
-        self.hidden = nn.ModuleList([Linear(obs_dim, width), Linear(width, width),
-                                     Linear(width, width)])
+        self.hidden = nn.ModuleList(Linear(inputs, width) for inputs in (obs_dim, width, width))
         self.value = Linear(width, 1)
 
     def forward(self, obs):
@@ -226,7 +226,7 @@ class Learner(nn.Module):
 
     def __init__(self, make_net, config):
         super().__init__()
-        self.config = config
+        self.config, self.make_net = config, make_net
         with torch.device("meta"):                          # shapes without numbers, which come
             self.net = [make_net()]                         # from the transforms; hidden in a list,
         layers = [m for m in self.net[0].modules() if isinstance(m, Linear)]    # nothing to train
@@ -378,7 +378,7 @@ class Run:
 
     def __init__(self, config, state=None):
         self.config = config
-        self.rank, self.world = command.processes(config.device)
+        self.rank, self.world = command.processes(config)
         path = config.data or pathlib.Path(__file__).parent / f"data/{config.env}.npz"
         self.buffers = Buffers(path, config, state and state["stats"])
         torch.manual_seed(config.seed)                              # for the first weights
@@ -466,37 +466,33 @@ def summary(run):
 
 def main(config, given):
     command.check_device(config.device)
-    if config.tasks_per_step < command.processes(config.device)[1]:
-        raise BadInput("there are more processes than tasks in a meta-batch; start fewer, or give "
-                       "a larger --tasks-per-step")
-    if config.evaluate:
-        state = command.load_checkpoint(config.evaluate, given, {
-            "evaluate", "data", "device", "test_steps", "final_draws"})
-        command.report(summary(Run(Config(**{**state["config"], **given}), state)))
-        return
-    if config.resume:
-        if not config.out:
+    state = None
+    if config.evaluate or config.resume:
+        if not config.evaluate and not config.out:
             raise BadInput("--resume needs --out, the folder of the run to go on with")
-        folder = pathlib.Path(config.out)
-        state = command.load_checkpoint(folder / "checkpoint.pt", given,
-                                        {"resume", "out", "data", "device"})
-        run = Run(Config(**{**state["config"], **given}), state)
-    else:
-        run = Run(config)
-    if run.rank:                                            # the first process does the rest
-        while run.step < run.config.steps:
+        state = command.load_checkpoint(config.evaluate or f"{config.out}/checkpoint.pt", given)
+        config = Config(**{**state["config"], "render": "", **given})
+    run = Run(config, state)
+    if config.render:                                       # what cannot be drawn, fails now
+        render.camera(config.env, envs.FAMILIES[config.env].tasks[0]).close()
+    if config.evaluate:
+        result = summary(run)
+    elif run.rank:                                          # the first process does the rest
+        while run.step < config.steps:
             run.meta_step()
         return
-    if not config.resume:
+    else:
         folder = command.run_folder(config)
+        command.save_json(folder / "config.json", dataclasses.asdict(config))
+        print(f"{config.variant} on {config.env}: {len(run.buffers.train)} training tasks, "
+              f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
         run.save(folder)                                    # so that a kill at any moment resumes
-    command.save_json(folder / "config.json", dataclasses.asdict(run.config))
-    print(f"{run.config.variant} on {run.config.env}: {len(run.buffers.train)} training tasks, "
-          f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
-    result = train(run, folder)
-    command.save_json(folder / "summary.json", result)
-    plot.curve([folder], folder / "curve.png")
+        result = train(run, folder)
+        command.save_json(folder / "summary.json", result)
+        plot.curve([folder], folder / "curve.png")
     command.report(result)
+    if config.render:
+        render.side_by_side(run, rollout, config.render)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import envs
 import macaw
 import sac
 from buffers import Batch, Buffers
+from straightforward import Straightforward
 
 HERE = pathlib.Path(__file__).parent
 torch.set_num_threads(2)
@@ -236,6 +237,17 @@ def test_adapting_all_tasks_at_once_equals_copying_every_tensor_of_each(inner_st
             assert theirs[name].abs().max() == 0 if theirs[name] is not None else True
         else:
             close(gradient, theirs[name])
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+@pytest.mark.parametrize("head_width", [0, 4])
+def test_the_way_that_the_benchmark_measures_against_gives_the_same(inner_steps, head_width):
+    model, inner, outer = small(inner_steps=inner_steps, head_width=head_width)
+    ours = gradients(model, sum(model.meta_loss(inner, outer)))
+    Straightforward(model).backward(inner, outer)
+    for name, p in model.named_parameters():
+        if ours[name] is not None:
+            close(p.grad, ours[name])
 
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
