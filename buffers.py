@@ -60,8 +60,19 @@ def write(path, x, meta):
         np.savez_compressed(file, metadata=np.array(json.dumps(meta)), **x)
 
 
-def join(paths, env):
-    """One file's arrays and metadata from several: of each task the agent that ended best."""
+def evenly(lengths, keep):
+    """Which episodes of a life to keep (bool each), evenly spaced, for about `keep` transitions."""
+    chosen, kept, lived, life = [], 0, 0, sum(lengths)
+    for length in lengths:
+        lived += length
+        chosen.append(bool(kept + length / 2 <= lived / life * keep))   # not ahead of the pace
+        kept += length * chosen[-1]
+    return chosen
+
+
+def join(paths, env, keep):
+    """One file's arrays and metadata from several: of each task the agent that ended best, about
+    `keep` transitions of its life."""
     files = [read(path, env) for path in paths]
     ids = sorted({int(i) for _, meta in files for i in meta["tasks"]})
     parts, joined = [], {**files[0][1], "tasks": {}, "behavior_final": {}, "collector": {}}
@@ -71,6 +82,7 @@ def join(paths, env):
         for name in ("tasks", "behavior_final", "collector"):
             joined[name][i] = meta[name][i]
         length, mine = x["episode_length"], x["episode_task"] == int(i)
+        mine[mine] = evenly(length[mine], keep)
         transitions, states = np.repeat(mine, length), np.repeat(mine, length + 1)
         parts.append({name: array[mine if name.startswith("episode_") else
                                   states if name == "observations" else transitions]
@@ -107,6 +119,8 @@ class Buffers:
         self.id_dim = len(self.train) if config.multi_task else 0
         self.obs_dim, self.act_dim = x["observations"].shape[1] + self.id_dim, x["actions"].shape[1]
 
+        total = np.bincount(episode, x["rewards"])                          # of each episode
+        self.behavior_mean = {i: float(total[x["episode_task"] == i].mean()) for i in ids.tolist()}
         returns = mc_returns(x["rewards"], length, config.gamma)
         here = np.arange(len(episode)) + episode            # place of s among the observations,
         last = np.cumsum(length + 1)[episode] - 1           # and of the episode's last state

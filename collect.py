@@ -32,7 +32,7 @@ class Config:
     """Defaults are cheetah_vel's; what another family needs differently stands in PRESETS."""
     env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     tasks: str = flag("", "task ids, as in 0,6; all of the family when empty")
-    steps: int = flag(150_000, "environment steps in the life of each agent", 1)
+    steps: int = flag(60_000, "environment steps in the life of each agent", 1)
     out: str = flag("", "file to write; data/ENV.npz when empty")
     join: str = flag("", "data files, as in a.npz,b.npz, to write the best agent of each task from")
     keep: int = flag(13_000, "transitions a task to store, evenly spaced over the life", 1)
@@ -40,7 +40,7 @@ class Config:
     device: str = flag("cpu", "cpu or cuda")
     width: int = flag(128, "units in each of the two hidden layers", 1, 4096)
     batch: int = flag(128, "transitions of each agent an update", 1, 100_000)
-    update_every: int = flag(3, "environment steps between two updates", 1)
+    update_every: int = flag(1, "environment steps between two updates", 1)
     random_steps: int = flag(1000, "steps of uniform actions before learning begins", 1)
     lr: float = flag(1e-3, "Adam step size of policy, critics and temperature", 0, 1)
     gamma: float = flag(0.99, "the collecting agents' discount", 0, 1)
@@ -50,8 +50,8 @@ class Config:
 
 PRESETS = {
     "cheetah_dir": dict(), "cheetah_vel": dict(), "ant_dir": dict(), "walker_params": dict(),
-    "point_goal": dict(steps=4000, keep=1600, gamma=0.9, width=32, batch=64, update_every=1,
-                       random_steps=200, alpha=0.05),
+    "point_goal": dict(steps=4000, keep=1600, gamma=0.9, width=32, batch=64, random_steps=200,
+                       alpha=0.05),
 }
 
 
@@ -165,12 +165,10 @@ class Collection:
         """Write the data file that `buffers.read` describes: whole episodes, evenly spaced."""
         chosen = []                         # (agent, task, number, seed, first, length)
         for i, task in enumerate(self.ids):
-            kept = 0
-            for number, (first, length, seed, _) in enumerate(self.episodes[i][:-1]):
-                share = (first + length) / self.steps       # of the life has gone by
-                if kept + length / 2 <= share * self.config.keep:       # not ahead of the pace
-                    kept += length
-                    chosen.append((i, task, number, seed, first, length))
+            whole = self.episodes[i][:-1]
+            keep = buffers.evenly([length for _, length, _, _ in whole], self.config.keep)
+            chosen += [(i, task, number, seed, first, length)
+                       for number, (first, length, seed, _) in enumerate(whole) if keep[number]]
         replay = {name: x.cpu().numpy() for name, x in self.replay.items()}
 
         def lived(name):
@@ -197,7 +195,7 @@ def main(config, _):
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out or delete it")
     if config.join:
-        buffers.write(out, *buffers.join(config.join.split(","), config.env))
+        buffers.write(out, *buffers.join(config.join.split(","), config.env, config.keep))
         return
     collection, unfinished = Collection(config), out.with_suffix(".unfinished")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -140,10 +140,10 @@ def load_checkpoint(path, given):
 
 def report(result):
     """Print a summary."""
-    print("task   before    after   behaviour at its end")
+    print("task   before    after   behaviour: mean   at its end")
     for row in [*result["tasks"], dict(result, id="mean")]:
         print(f"{row['id']:>4} {row['before']:8.1f} {row['after']:8.1f} "
-              f"{row['behavior_final']:8.1f}")
+              f"{row['behavior_mean']:17.1f} {row['behavior_final']:12.1f}")
 
 
 def run_folder(config):

@@ -455,10 +455,11 @@ def summary(run):
     """What `summary.json` holds: returns on the held-out tasks at the last checkpoint."""
     config, buffers = run.config, run.buffers
     before, after = evaluate(run.macaw, buffers, config.final_draws)
-    tasks = [dict(id=i, before=float(b), after=float(a), behavior_final=buffers.behavior_final[i])
+    tasks = [dict(id=i, before=float(b), after=float(a), behavior_final=buffers.behavior_final[i],
+                  behavior_mean=buffers.behavior_mean[i])
              for i, b, a in zip(buffers.test, before, after)]
-    means = {name: float(np.mean([task[name] for task in tasks]))
-             for name in ("before", "after", "behavior_final")}
+    means = {name: float(np.mean([task[name] for task in tasks])) for name in tasks[0]
+             if name != "id"}
     return dict(env=config.env, variant=config.variant, seed=config.seed, steps=run.step,
                 seconds=round(run.seconds, 1),
                 steps_per_second=round(run.step / max(run.seconds, 1e-9), 2), **means, tasks=tasks)

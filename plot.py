@@ -1,37 +1,82 @@
-"""Figures from run folders: `python plot.py runs/a runs/b --out curve.png`."""
+"""Figures and the table of the README, from run folders.
+
+    python plot.py curve runs/a runs/b --out curve.png          # held-out return over meta-steps
+    python plot.py results [results] --out results/results.png  # every family and variant; a table
+"""
 import argparse
 import csv
 import json
 import pathlib
 
-import matplotlib
+import numpy as np
+from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a notebook's alone
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73"}   # Okabe and Ito
+NAMES = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT"}
+
+
+def rows(folder):
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
 
 
 def curve(folders, path):
     """Held-out return before and after adaptation over meta-steps, a line a run."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for folder in map(pathlib.Path, folders):
         config = json.loads((folder / "config.json").read_text())
-        with open(folder / "metrics.csv") as file:
-            rows = list(csv.DictReader(file))
-        x = [int(row["step"]) for row in rows]
-        line, = axes.plot(x, [float(row["after"]) for row in rows],
+        x = [int(row["step"]) for row in rows(folder)]
+        line, = axes.plot(x, [float(row["after"]) for row in rows(folder)],
                           label=f"{config['variant']}, seed {config['seed']}")
-        axes.plot(x, [float(row["before"]) for row in rows], ":", color=line.get_color())
+        axes.plot(x, [float(row["before"]) for row in rows(folder)], ":", color=line.get_color())
     axes.set(xlabel="meta-steps", ylabel="return on held-out tasks",
              title=f"{config['env']}: after (solid) and before (dotted) adaptation")
     axes.legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+
+
+def interval(runs, name):
+    """Mean, and a 95% bootstrap interval over seeds and tasks, of a number of each task."""
+    x = np.array([[task[name] for task in run["tasks"]] for run in runs])       # (seeds, tasks)
+    random = np.random.default_rng(0)
+    means = [x[random.integers(len(x), size=(len(x), 1)),
+               random.integers(x.shape[1], size=(1, x.shape[1]))].mean() for _ in range(2000)]
+    return x.mean(), *np.quantile(means, (0.025, 0.975))
+
+
+def results(folder, path):
+    """A panel a family with the mean over seeds and the range; prints the README's table."""
+    families = sorted({f.parent.parent for f in pathlib.Path(folder).glob("*/*/summary.json")})
+    figure = Figure(figsize=(4.5 * len(families), 4), layout="constrained")
+    panels = figure.subplots(1, len(families), squeeze=False)[0]
+    print("| family | method | seeds | before | after [95% interval] | data's mean | data's end |\n"
+          "|---|---|---|---|---|---|---|")
+    for axes, family in zip(panels, families):
+        for variant, label in NAMES.items():
+            folders = [f.parent for f in sorted(family.glob(f"{variant}-s*/summary.json"))]
+            if not folders:
+                continue
+            runs = [json.loads((f / "summary.json").read_text()) for f in folders]
+            mean, low, high = interval(runs, "after")
+            print(f"| {family.name} | {label} | {len(runs)} | {interval(runs, 'before')[0]:.1f} | "
+                  f"{mean:.1f} [{low:.1f}, {high:.1f}] | {runs[0]['behavior_mean']:.1f} | "
+                  f"{runs[0]['behavior_final']:.1f} |")
+            x = [int(row["step"]) for row in rows(folders[0])]
+            y = np.array([[float(row["after"]) for row in rows(f)] for f in folders])
+            axes.plot(x, y.mean(0), color=COLORS[variant], lw=2, label=label)
+            axes.fill_between(x, y.min(0), y.max(0), color=COLORS[variant], alpha=0.2)
+        axes.axhline(runs[0]["behavior_final"], color="black", ls=":", label="agents at their end")
+        axes.set(title=family.name, xlabel="meta-steps", xscale="log")
+    panels[0].set(ylabel="return on held-out tasks, adapted")
+    panels[0].legend()
+    figure.savefig(path, dpi=150)
 
 
 def growth(sizes, times, path):
     """How a meta-step's time grows: a panel for each size, both axes logarithmic."""
-    figure, panels = plt.subplots(1, len(sizes), figsize=(12, 3), sharey=True,
-                                  layout="constrained")
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    panels = figure.subplots(1, len(sizes), sharey=True)
     for axes, (name, values) in zip(panels, sizes.items()):
         y = [times[f"{name}_{value}_ms"] for value in values]
         axes.loglog(values, y, "o-")
@@ -41,12 +86,16 @@ def growth(sizes, times, path):
         axes.minorticks_off()
     panels[0].set(ylabel="ms a meta-step (dotted: linear)")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("curve", "results"))
     parser.add_argument("folders", nargs="+")
-    parser.add_argument("--out", default="curve.png")
+    parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    curve(arguments.folders, arguments.out)
+    if arguments.kind == "curve":
+        curve(arguments.folders, arguments.out)
+    else:
+        results(arguments.folders[0], arguments.out)

@@ -1009,12 +1009,22 @@ def test_collection_refuses_what_it_would_overwrite(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz"]
 
 
+def test_episodes_are_kept_evenly_over_a_life():
+    assert np.flatnonzero(buffers.evenly([2] * 12, keep=6)).tolist() == [1, 5, 9]
+    assert buffers.evenly([3, 1, 4, 1, 5], keep=14) == [True] * 5
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 200, 300)
+    lives = np.cumsum(lengths)[buffers.evenly(lengths, keep=3000)] / lengths.sum()
+    np.testing.assert_allclose(lives, np.linspace(0, 1, len(lives)), atol=0.1)
+    assert lengths[buffers.evenly(lengths, keep=3000)].sum() == pytest.approx(3000, abs=200)
+
+
 def test_joined_files_keep_the_best_agent_of_each_task(tmp_path):
     data_file(tmp_path / "a.npz", [4, 5, 6], [False] * 3, [1, 2, 2], seed=1,
               behavior_final={1: -5.0, 2: -9.0}, collector={1: "a", 2: "a"})
     data_file(tmp_path / "b.npz", [7, 8], [False] * 2, [2, 3], seed=2,
               behavior_final={2: -3.0, 3: -1.0}, collector={2: "b", 3: "b"})
-    x, meta = buffers.join([tmp_path / "a.npz", tmp_path / "b.npz"], "point_goal")
+    x, meta = buffers.join([tmp_path / "a.npz", tmp_path / "b.npz"], "point_goal", keep=100)
     assert x["episode_task"].tolist() == [1, 2, 3]
     assert x["episode_length"].tolist() == [4, 7, 8]
     assert meta["collector"] == {"1": "a", "2": "b", "3": "b"}
