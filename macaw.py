@@ -20,8 +20,8 @@ Where we leave the paper; [code]: as the authors' released program does; the REA
  2. Advantages are standardised in the batch, their exponent is clipped at log 20 [code].
  3. Inner step sizes, one a tensor, and lambda are meta-learned [code].
  4. z, M and m of a weight transform adapt, not z alone [code], but M is never copied: see there.
- 5. The two batches of line 6 are disjoint (not in the code), one draw from each part of a life;
-    in training lives count from a random start on, so that good behaviour is seen more often.
+ 5. The two batches of line 6 are disjoint (not in the code), and spread evenly over lives; in
+    training over random parts of lives, so that not the agents' ways tell the tasks apart.
  6. Negative actions reach the advantage head (the code clips them at 0).
  7. Observations are standardised, returns divided by their deviation, over the training tasks.
  8. Meta-losses are means over tasks, not sums (Adam does not care); outer step sizes decay to 0.
@@ -44,7 +44,7 @@ import envs
 import factored
 import plot
 import render
-from buffers import Buffers
+from buffers import Buffers, parts_of_lives
 from command import BadInput, Diverged, flag
 
 # Shapes: T tasks, B transitions of each, c latent size, n numbers in a layer's weights and bias.
@@ -81,7 +81,7 @@ class Config:
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
-    late_start: float = flag(0.9, "lives count from a random share up to this [us; paper: 0]", 0, 1)
+    parts: bool = flag(True, "training batches come from random parts of lives [us; paper: whole]")
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 1, 100)
     test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
     eval_every: int = flag(500, "meta-steps between two evaluations", 1)
@@ -91,7 +91,7 @@ class Config:
 
 PRESETS = {                                     # what a family needs differently from the defaults
     "cheetah_vel": dict(),
-    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, late_start=0.0,
+    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, parts=False,
                        inner_lr=1e-3, advantage_coef=0.01, step_lr=1e-3),
 }
 
@@ -180,7 +180,7 @@ class WeightTransform(nn.Module):
         n, bound = (inputs + 1) * outputs, latent ** -0.5
         self.z = nn.Parameter(torch.randn(1, latent) * outputs ** -0.5)             # (1, c)
         self.M = nn.Parameter(torch.empty(n, latent).uniform_(-bound, bound))       # (n, c)
-        self.m = nn.Parameter(torch.empty(1, n).uniform_(-bound, bound))            # (1, n)
+        self.m = nn.Parameter(torch.empty(1, n).uniform_(-1, 1) * inputs ** -0.5)   # (1, n)
         self.log_lr = nn.Parameter(torch.full((3,), inverse_softplus(inner_lr)))
 
     def initial(self):
@@ -408,12 +408,12 @@ class Run:
         """
         config, train = self.config, self.buffers.train
         chosen = torch.randperm(len(train), generator=self.generator)[:config.tasks_per_step]
+        parts = parts_of_lives(len(chosen), self.generator) if config.parts else None
         batches = self.buffers.sample([train[i] for i in chosen],
                                       [config.inner_batch, config.outer_batch],
-                                      self.generator, config.late_start, known=True)
+                                      self.generator, parts, known=True)
         inner, outer = (batch.part(self.rank, self.world) for batch in batches)
-        share = len(inner.obs) / len(chosen)
-        losses = share * torch.stack(self.macaw.meta_loss(inner, outer))
+        losses = torch.stack(self.macaw.meta_loss(inner, outer)) * len(inner.obs) / len(chosen)
         self.optimizer.zero_grad()
         losses.sum().backward()
         gradients = [p.grad for p in self.macaw.parameters() if p.grad is not None]

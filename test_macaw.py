@@ -554,20 +554,27 @@ def test_batches_are_disjoint_cover_the_life_and_are_of_the_right_task(point):
             assert np.histogram(half, bins=4, range=(0, count))[0].min() > 30
 
 
-def test_late_starts_leave_out_the_beginning_of_a_life(point):
-    point_places = torch.arange(len(point.action)).float()
-    held = copy.copy(point)
-    held.mc_return = point_places                                   # tells where a draw is from
+def test_parts_of_lives_are_where_the_batches_come_from(point):
+    places = copy.copy(point)
+    places.mc_return = torch.arange(len(point.action)).float()      # tells where a draw is from
     generator = torch.Generator().manual_seed(0)
-    earliest = []
+    tasks, lows, highs, starts = [4, 5, 9], [], [], []
     for _ in range(200):
-        inner, outer = held.sample([4], [8, 8], generator, late_start=0.9)
-        places = torch.cat([inner.mc_return, outer.mc_return], -1)[0] - point.first[4]
-        assert places.min() >= 0 and places.max() < point.count[4]
-        assert len(places.unique()) == 16
-        earliest.append(places.min() / point.count[4])
-    earliest = torch.stack(earliest).flatten()
-    assert earliest.min() < 0.1 and 0.85 < earliest.max() < 0.99 and 0.4 < earliest.mean() < 0.6
+        parts = buffers.parts_of_lives(len(tasks), generator)
+        batches = places.sample(tasks, [64, 32], generator, parts)
+        shares = [(batch.mc_return - point.first[tasks]) / point.count[tasks] for batch in batches]
+        for share, batch, (low, high) in zip(shares, batches, parts):
+            slack = 2 * batch.mc_return.shape[1] / point.count[tasks]   # no part is smaller
+            assert (share > low - slack).all() and (share < torch.maximum(high, low + slack)).all()
+        assert not set(batches[0].mc_return.flatten().tolist()) & set(
+            batches[1].mc_return.flatten().tolist())
+        lows += shares[0].amin(1).tolist()
+        highs += shares[0].amax(1).tolist()
+        starts += shares[1].amin(1).tolist()
+        assert (shares[1].amax(1) > 0.93).all()                     # D^ts reaches to the end
+    whole = np.mean((np.array(lows) < 0.03) & (np.array(highs) > 0.97))
+    assert 0.25 < whole < 0.4
+    assert np.histogram(starts, 4, (0, 0.9))[0].min() > 100
 
 
 def test_statistics_come_from_training_tasks_alone(tmp_path):
