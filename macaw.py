@@ -24,7 +24,7 @@ Where we leave the paper; [code]: as the authors' released program does; the REA
     training over random parts of lives, so that not the agents' ways tell the tasks apart.
  6. Negative actions reach the advantage head (the code clips them at 0).
  7. Observations are standardised, returns divided by their deviation, over the training tasks.
- 8. Meta-losses are means over tasks, not sums (Adam does not care); outer step sizes decay to 0.
+ 8. Meta-losses are means over tasks, not sums; weights decay; outer step sizes fall to 0.
 """
 import contextlib
 import dataclasses
@@ -55,7 +55,7 @@ class Config:
     """[code]: the value of the authors' released configuration; [us]: chosen on training tasks."""
     env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     variant: str = flag("macaw", "macaw, or what the paper compares it with; see VARIANTS")
-    steps: int = flag(4000, "n of Algorithm 1, meta-steps [us]", 1)
+    steps: int = flag(8000, "n of Algorithm 1, meta-steps [us]", 1)
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
@@ -73,11 +73,12 @@ class Config:
     temperature: float = flag(1.0, "T of Eq. 1 [code]", 1e-3)
     max_weight: float = flag(20.0, "largest advantage weight exp(A / T) [code]", 1)
     bootstrap: bool = flag(True, "returns go on with V at the time limit [code]")
-    advantage_coef: float = flag(0.3, "lambda of Eq. 3, to begin with [us; code: 0.01]", 1e-6)
-    inner_lr: float = flag(1e-2, "alpha_1, eta_1, to begin with [us; code: 1e-3]", 1e-9, 10)
+    advantage_coef: float = flag(0.01, "lambda of Eq. 3, to begin with [code]", 1e-6)
+    inner_lr: float = flag(1e-3, "alpha_1, eta_1, to begin with [code]", 1e-9, 10)
     policy_lr: float = flag(1e-3, "alpha_2, Adam [us; code: 1e-4]", 0, 10)
     value_lr: float = flag(1e-3, "eta_2, Adam [us; code: 1e-5]", 0, 10)
-    step_lr: float = flag(1e-2, "Adam, of inner step sizes and lambda [us; code: 1e-3]", 0, 10)
+    step_lr: float = flag(1e-3, "Adam, of inner step sizes and lambda [code]", 0, 10)
+    weight_decay: float = flag(1.0, "of theta and phi, times their step size [us; code: 0]", 0, 100)
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
@@ -92,7 +93,7 @@ class Config:
 PRESETS = {                                     # what a family needs differently from the defaults
     "cheetah_vel": dict(),
     "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, parts=False,
-                       inner_lr=1e-3, advantage_coef=0.01, step_lr=1e-3),
+                       weight_decay=0.0),
 }
 
 VARIANTS = {                                    # the paper's ablations and baselines (Section 5)
@@ -237,10 +238,8 @@ class Learner(nn.Module):
 
     @contextlib.contextmanager
     def inner_loop(self, tasks, train):
-        """A functional net of `tasks` copies of the initial weights, and a step that adapts them.
-
-        `train` keeps the graph through the steps, for meta-gradients.
-        """
+        """A net of `tasks` copies of the initial weights, and a step that adapts them; `train`
+        keeps the graph through the steps, for meta-gradients."""
         net, fine_tune = self.net[0], self.config.multi_task
         sgd = (torch.optim.Adam(net.parameters(), self.config.inner_lr) if fine_tune else
                torch.optim.SGD(net.parameters(), lr=1.0))
@@ -327,14 +326,15 @@ class Macaw(nn.Module):
         return loss_V / tasks, loss_pi / tasks
 
     def optimizer(self):
-        """Adam over everything, in three groups: theta, phi, and the inner steps."""
+        """AdamW over everything, in three groups: theta, phi, and the inner steps."""
+        def group(module, inner_steps, lr, decay):
+            return dict(params=[p for name, p in module.named_parameters()
+                                if ("log_" in name) == inner_steps],
+                        lr=lr, initial_lr=lr, weight_decay=decay)
         config = self.config
-        steps = [p for name, p in self.named_parameters() if "log_" in name]
-        nets = [[p for name, p in net.named_parameters() if "log_" not in name]
-                for net in (self.policy, self.value)]
-        groups = zip((*nets, steps), (config.policy_lr, config.value_lr, config.step_lr))
-        return torch.optim.Adam([dict(params=p, lr=lr, initial_lr=lr) for p, lr in groups],
-                                fused=True)
+        return torch.optim.AdamW([group(self.policy, False, config.policy_lr, config.weight_decay),
+                                  group(self.value, False, config.value_lr, config.weight_decay),
+                                  group(self, True, config.step_lr, 0.0)], fused=True)
 
 
 # --------------------------------------------------------------------------- rollout, evaluation

@@ -1,4 +1,5 @@
 """Each test is named after the claim that it would refute. `python -m pytest -q` runs all."""
+import ast
 import copy
 import csv
 import dataclasses
@@ -899,6 +900,20 @@ def test_the_commands_of_the_readme_are_understood(line, monkeypatch):
                           (("env", "PRESETS"), ("variant", "VARIANTS")) if hasattr(program, table)},
                          program.__doc__)
     assert len(seen) == 1 and len(seen[0]) == line.count(" --")
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_use_the_project_and_define_no_second_version_of_it(path):
+    def defined(source):
+        return {x.name for x in ast.parse(source).body
+                if isinstance(x, ast.FunctionDef | ast.ClassDef)}
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    ours = set().union(*(defined(p.read_text()) for p in HERE.glob("*.py") if p != HERE / __file__))
+    assert "import macaw" in source and len(ours) > 50
+    assert not defined(source) & ours
+    assert all(cell["execution_count"] for cell in cells)               # stored as it ran
+    assert not any(out["output_type"] == "error" for cell in cells for out in cell["outputs"])
 
 
 def test_budgets_hold():
