@@ -55,7 +55,7 @@ class Config:
     """[code]: the value of the authors' released configuration; [us]: chosen on training tasks."""
     env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     variant: str = flag("macaw", "macaw, or what the paper compares it with; see VARIANTS")
-    steps: int = flag(5000, "n of Algorithm 1, meta-steps [us]", 1)
+    steps: int = flag(4000, "n of Algorithm 1, meta-steps [us]", 1)
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
@@ -73,8 +73,8 @@ class Config:
     temperature: float = flag(1.0, "T of Eq. 1 [code]", 1e-3)
     max_weight: float = flag(20.0, "largest advantage weight exp(A / T) [code]", 1)
     bootstrap: bool = flag(True, "returns go on with V at the time limit [code]")
-    advantage_coef: float = flag(0.03, "lambda of Eq. 3, to begin with [us; code: 0.01]", 1e-6)
-    inner_lr: float = flag(3e-3, "alpha_1, eta_1, to begin with [us; code: 1e-3]", 1e-9, 10)
+    advantage_coef: float = flag(0.01, "lambda of Eq. 3, to begin with [code]", 1e-6)
+    inner_lr: float = flag(1e-3, "alpha_1, eta_1, to begin with [code]", 1e-9, 10)
     policy_lr: float = flag(1e-3, "alpha_2, Adam [us; code: 1e-4]", 0, 10)
     value_lr: float = flag(1e-3, "eta_2, Adam [us; code: 1e-5]", 0, 10)
     step_lr: float = flag(1e-3, "Adam, of inner step sizes and lambda [code]", 0, 10)
@@ -93,7 +93,7 @@ class Config:
 PRESETS = {                                     # what a family needs differently from the defaults
     "cheetah_vel": dict(),
     "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, parts=False,
-                       weight_decay=0.0, inner_steps=1, test_steps=1, inner_lr=1e-3),
+                       weight_decay=0.0, inner_steps=1, test_steps=1),
 }
 
 VARIANTS = {                                    # the paper's ablations and baselines (Section 5)

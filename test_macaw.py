@@ -48,7 +48,7 @@ class Golden:
         self.wt = "policy/seq.fc_0.z" in self.x
         self.adv = "policy/head_seq.fc_0.weight" in self.x
         self.config = macaw.Config(width=8, latent=6 if self.wt else 0, bootstrap=False,
-                                   head_width=32 if self.adv else 0)
+                                   head_width=32 if self.adv else 0, inner_steps=1)
         self.macaw = macaw.Macaw(5, 2, self.config).double()
         with torch.no_grad():
             if self.adv:
@@ -162,7 +162,8 @@ def test_meta_gradients_equal_those_of_the_released_code(golden):
 def small(seed=0, tasks=3, size=16, double=True, **changes):
     """A small Macaw and its inner and outer batch, of random numbers."""
     torch.manual_seed(seed)
-    config = macaw.Config(**{**dict(width=8, latent=6, head_width=7, inner_lr=0.05), **changes})
+    config = macaw.Config(**{**dict(width=8, latent=6, head_width=7, inner_lr=0.05,
+                                     inner_steps=1), **changes})
     model = macaw.Macaw(5, 2, config)
 
     def batch():
