@@ -30,13 +30,10 @@ def side_by_side(run, rollout, path):
     """Writes the GIF of the last held-out task; every second step, at the task's own pace."""
     config, buffers, task = run.config, run.buffers, run.buffers.test[-1]
     batch, = buffers.sample([task], [config.inner_batch], torch.Generator().manual_seed(0))
-    films = []
+    films, env = [], camera(config.env, envs.FAMILIES[config.env].tasks[task])
     for steps, name in ((0, "before"), (config.test_steps, "after")):
-        env = camera(config.env, envs.FAMILIES[config.env].tasks[task])
         total, = rollout(run.macaw.adapt(batch, steps, train=False)[0], [env], [0], buffers)
         films.append([Image.fromarray(frame) for frame in env.render()[::2]])
-        pace = env.unwrapped.dt
-        env.close()
         for frame in films[-1]:
             ImageDraw.Draw(frame).text((8, 8), f"{name} adaptation: return {total:.0f}", "black")
     length = max(map(len, films))
@@ -44,4 +41,5 @@ def side_by_side(run, rollout, path):
     frames = [Image.fromarray(np.hstack(pair)).quantize(64) for pair in zip(*films)]
     with replacing(path) as file:
         frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], loop=0,
-                       duration=2000 * pace)
+                       duration=2000 * env.unwrapped.dt)
+    env.close()

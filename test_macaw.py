@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from PIL import Image
 
 import buffers
 import collect
 import command
 import envs
 import macaw
+import render
 import sac
 from buffers import Batch, Buffers
 from straightforward import Straightforward
@@ -865,6 +867,20 @@ def test_bad_data_files_are_refused(tmp_path):
             Buffers(path, config_of(tasks_per_step=2))
     refused(command_line("--env", "point_goal", "--data", tmp_path / "cut.npz"), "cut.npz")
     refused(command_line("--env", "cheetah_vel", "--data", POINT), "point_goal", "cheetah_vel")
+
+
+def test_both_halves_of_a_film_show_something(tmp_path):
+    """Once the second was black: a closed renderer takes the next one's context along."""
+    try:
+        render.camera("cheetah_vel", envs.FAMILIES["cheetah_vel"].tasks[0]).close()
+    except command.BadInput:
+        pytest.skip("no renderer here")
+    render.side_by_side(macaw.Run(config_of("cheetah_vel")), macaw.rollout, tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as film:
+        film.seek(50)
+        frame = np.asarray(film.convert("RGB"))
+    halves = frame[:, :320], frame[:, 320:]
+    assert min(half.std() for half in halves) > 10 and not np.array_equal(*halves)
 
 
 def test_a_taken_folder_is_refused_and_kept(tmp_path):
