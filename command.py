@@ -3,7 +3,6 @@
 Bad input of any kind is one sentence on stderr and exit code 2, with nothing lost.
 """
 import argparse
-import atexit
 import contextlib
 import csv
 import dataclasses
@@ -55,6 +54,7 @@ def command_line(main, config_class, presets, doc):
                 raise BadInput(f"--{name} {choice} is unknown; choose one of {', '.join(table)}")
             settings.update(table[choice])
         main(config_class(**{**settings, **given}), given)
+        leave_processes()
     except BadInput as problem:
         parser.error(problem)
     except Diverged as problem:
@@ -77,11 +77,17 @@ def processes(config):
         if config.device != "cpu":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("gloo" if config.device == "cpu" else "nccl")
-        atexit.register(dist.destroy_process_group)
     if dist.get_world_size() > config.tasks_per_step:
         raise BadInput(f"{dist.get_world_size()} processes are more than the tasks in a meta-"
                        "batch; start fewer, or give a larger --tasks-per-step")
     return dist.get_rank(), dist.get_world_size()
+
+
+def leave_processes():
+    """When all are done: who left earlier would be taken for failed, and torchrun end the rest."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def sum_over_processes(tensors):
