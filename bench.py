@@ -34,7 +34,7 @@ def steps(config, device, obs_dim, act_dim):
     """A meta-step here, and the same step in the straightforward way, on random numbers."""
     torch.manual_seed(0)
     model, tasks = macaw.Macaw(obs_dim, act_dim, config).to(device), config.tasks_per_step
-    optimizer = model.optimizer()
+    optimizer, theirs = model.optimizer(), Straightforward(model)
     shapes = (obs_dim,), (act_dim,), (), (), (obs_dim,)
     inner, outer = (Batch(*(torch.rand(tasks, size, *shape, device=device) for shape in shapes))
                     for size in (config.inner_batch, config.outer_batch))
@@ -44,7 +44,7 @@ def steps(config, device, obs_dim, act_dim):
         backward(inner, outer)
         optimizer.step()
     return (lambda: step(lambda *batches: sum(model.meta_loss(*batches)).backward()),
-            lambda: step(Straightforward(model).backward))
+            lambda: step(theirs.backward))
 
 
 def updates(device):

@@ -22,8 +22,9 @@ class Batch(NamedTuple):
     last_obs: torch.Tensor      # (T, B, obs) the state after the episode's last step
 
     def part(self, rank, world):
-        """What falls to one of several processes."""
-        return self if world == 1 else Batch(*(x[rank::world] for x in self))
+        """Every world-th task from the rank-th on: what falls to one of several processes, or one
+        task of T for part(i, T)."""
+        return Batch(*(x[rank::world] for x in self))
 
 
 def read(path, env):
@@ -135,7 +136,7 @@ class Buffers:
         def tensor(array, dtype=torch.float32):
             return torch.as_tensor(array, dtype=dtype, device=config.device)
         self.stats = stats = {name: tensor(x) for name, x in stats.items()}
-        self.obs = self.standardise(tensor(x["observations"]))
+        self.obs = self.standardise(x["observations"])
         self.action, self.discount = tensor(x["actions"]), tensor(discount)
         self.mc_return = tensor(returns) / stats["return_scale"]
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)

@@ -26,10 +26,11 @@ def curve(folders, path):
     axes = figure.subplots()
     for folder in map(pathlib.Path, folders):
         config = json.loads((folder / "config.json").read_text())
-        x = [int(row["step"]) for row in rows(folder)]
-        line, = axes.plot(x, [float(row["after"]) for row in rows(folder)],
+        table = rows(folder)
+        x = [int(row["step"]) for row in table]
+        line, = axes.plot(x, [float(row["after"]) for row in table],
                           label=f"{config['variant']}, seed {config['seed']}")
-        axes.plot(x, [float(row["before"]) for row in rows(folder)], ":", color=line.get_color())
+        axes.plot(x, [float(row["before"]) for row in table], ":", color=line.get_color())
     axes.set(xlabel="meta-steps", ylabel="return on held-out tasks",
              title=f"{config['env']}: after (solid) and before (dotted) adaptation")
     axes.legend()
@@ -62,8 +63,9 @@ def results(folder, path):
             print(f"| {family.name} | {label} | {len(runs)} | {interval(runs, 'before')[0]:.1f} | "
                   f"{mean:.1f} [{low:.1f}, {high:.1f}] | {runs[0]['behavior_mean']:.1f} | "
                   f"{runs[0]['behavior_final']:.1f} |")
-            x = [int(row["step"]) for row in rows(folders[0])]
-            y = np.array([[float(row["after"]) for row in rows(f)] for f in folders])
+            tables = [rows(f) for f in folders]
+            x = [int(row["step"]) for row in tables[0]]
+            y = np.array([[float(row["after"]) for row in table] for table in tables])
             axes.plot(x, y.mean(0), color=COLORS[variant], lw=2, label=label)
             axes.fill_between(x, y.min(0), y.max(0), color=COLORS[variant], alpha=0.2)
         axes.axhline(runs[0]["behavior_final"], color="black", ls=":", label="agents at their end")

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import macaw
-from buffers import Batch
 
 
 class CopiedLayer(nn.Module):
@@ -43,9 +42,10 @@ class Straightforward:
     def backward(self, inner, outer):
         """Adds the meta-gradient of sum(model.meta_loss(inner, outer)) to the parameters."""
         config, learners = self.model.config, (self.model.value, self.model.policy)
-        for i in range(len(inner.obs)):
+        tasks = len(inner.obs)
+        for i in range(tasks):
             coef = F.softplus(self.model.log_coef) if config.head_width else None
-            D_tr, D_ts = (Batch(*(x[i:i + 1] for x in batch)) for batch in (inner, outer))
+            D_tr, D_ts = (batch.part(i, tasks) for batch in (inner, outer))
             rates = [[lr for t in learner.transforms for lr in F.softplus(t.log_lr)]
                      for learner in learners]
             value, policy = (higher.innerloop_ctx(net, optimizer, copy_initial_weights=False,
@@ -59,4 +59,4 @@ class Straightforward:
                     policy_step.step(macaw.policy_loss(pi, D_tr, advantage, config, coef))
                 loss_V, advantage = macaw.value_loss(V, D_ts, config.bootstrap)
                 loss_pi = macaw.policy_loss(pi, D_ts, advantage, config)
-                ((loss_V + loss_pi) / len(inner.obs)).backward()
+                ((loss_V + loss_pi) / tasks).backward()

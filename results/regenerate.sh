@@ -11,9 +11,10 @@ for env in cheetah_dir cheetah_vel ant_dir walker_params; do
     [ $env = cheetah_vel ] && variants="$variants no_advantage no_wt no_wt_wide maml_awr"
     for variant in $variants; do
         for seed in 0 1 2; do
-            [ -f data/$env.npz ] && [ ! -e results/$env/$variant-s$seed ] &&
+            if [ -f data/$env.npz ] && [ ! -e results/$env/$variant-s$seed ]; then
                 echo "macaw.py --env $env --variant $variant --seed $seed" \
                      "--out results/$env/$variant-s$seed"
+            fi
         done
     done
 done | xargs -P 2 -L 1 "$python"
