@@ -5,8 +5,12 @@
     python collect.py --env ant_dir --join a.npz,b.npz        # of each task the better agent
 
 The agents never meet, but they live in lock-step: every weight has a leading task axis, so one
-batched matrix product serves all of them (agents: N, batch: B). A killed collection goes on when
-the same command is given again.
+batched matrix product serves all of them (agents: N, batch: B). They live under common random
+numbers: first weights, resets, exploration noise and choice of batches are the same for all, so
+that two agents part only as far as their tasks make them. Gaits are so more alike from task to
+task, and what is learned from some tasks' data helps in others.
+
+A killed collection goes on when the same command is given again.
 """
 import dataclasses
 import math
@@ -65,7 +69,7 @@ class Collection:
         self.envs = [envs.make(config.env, self.family.tasks[i]) for i in self.ids]
         n, obs_dim, act_dim = len(self.ids), *(space.shape[0] for space in (
             self.envs[0].observation_space, self.envs[0].action_space))
-        torch.manual_seed(0)                    # first weights are the same for all
+        torch.manual_seed(0)
         self.generator = torch.Generator(config.device).manual_seed(config.seed)
         self.agents = Agents(n, obs_dim, act_dim, config).to(config.device)
         columns = dict(obs=((obs_dim,), torch.float16), action=((act_dim,), torch.float16),
@@ -81,23 +85,25 @@ class Collection:
 
     def begin_episode(self, i):
         """Every episode has a seed of its own, so that it replays without those before it."""
-        key = (self.config.seed, self.ids[i], len(self.episodes[i]))
+        key = (self.config.seed, len(self.episodes[i]))
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         self.episodes[i].append([self.steps, 0, seed, 0.0])
         self.obs[i] = torch.as_tensor(self.envs[i].reset(seed=seed)[0])
 
     def draw(self, function, *shape, **kwargs):
-        """Random numbers from the collection's own stream."""
-        return function(size=shape, generator=self.generator, device=self.config.device, **kwargs)
+        """Random numbers (N, *shape), the same for each agent."""
+        numbers = function(size=shape, generator=self.generator, device=self.config.device,
+                           **kwargs)
+        return numbers.expand(len(self.ids), *shape)
 
     @torch.no_grad()
     def actions(self):
         """What each agent does now, (N, act): noise at first, then its policy's sample."""
-        n, act_dim = len(self.ids), self.agents.act_dim
+        act_dim = self.agents.act_dim
         if self.steps < self.config.random_steps:
-            return self.draw(torch.rand, n, act_dim) * 2 - 1
+            return self.draw(torch.rand, act_dim) * 2 - 1
         obs = self.obs.to(self.config.device, torch.float32)[:, None]
-        return self.agents.act(obs, self.draw(torch.randn, n, 1, act_dim))[0][:, 0]
+        return self.agents.act(obs, self.draw(torch.randn, 1, act_dim))[0][:, 0]
 
     def step(self):
         """One step of every environment, then now and then one of every agent."""
@@ -121,11 +127,11 @@ class Collection:
         for i in ended:
             self.begin_episode(i)
         if t >= config.random_steps and t % config.update_every == 0:
-            index = self.draw(torch.randint, n, config.batch, high=self.steps)
+            index = self.draw(torch.randint, config.batch, high=self.steps)             # (N, B)
             batch = [replay[name][torch.arange(n, device=index.device)[:, None], index].float()
                      for name in ("obs", "action", "reward", "next_obs", "terminated")]
-            self.agents.update(*batch, self.draw(torch.randn, 2, n, config.batch,
-                                                 self.agents.act_dim))
+            noise = self.draw(torch.randn, 2, config.batch, self.agents.act_dim)
+            self.agents.update(*batch, noise.transpose(0, 1))
 
     def returns(self):
         """Mean return of each agent's last ten whole episodes (N,)."""

@@ -14,11 +14,8 @@ from macaw import Linear
 
 
 def mlp(nets, agents, inputs, width, outputs):
-    """`nets` nets (actor: 1, twin critics: 2) of each agent, with two hidden layers.
-
-    All agents begin with the same weights: gaits are so more alike from task to task, and what
-    is learned from some tasks' data helps in others.
-    """
+    """`nets` nets (actor: 1, twin critics: 2) of each agent, with two hidden layers; all agents
+    begin with the same weights."""
     net = nn.Sequential(Linear(inputs, width, nets), nn.ReLU(), Linear(width, width, nets),
                         nn.ReLU(), Linear(width, outputs, nets))
     for p in net.parameters():

@@ -972,6 +972,23 @@ def test_a_killed_collection_resumes_exactly(tmp_path, monkeypatch):
     assert a[1] == b[1] and not (tmp_path / "a.unfinished").exists()
 
 
+def test_agents_part_only_as_far_as_their_tasks_make_them():
+    config = collect.Config(**{**collect.PRESETS["point_goal"], **dict(
+        env="point_goal", tasks="2,3,4", steps=500)})
+    lives = collect.Collection(config)
+    tasks = envs.FAMILIES["point_goal"].tasks
+    lives.envs[1] = envs.make("point_goal", tasks[2])                   # the first one's task
+    lives.envs[1].reset(seed=lives.episodes[1][0][2])
+    for _ in range(500):
+        lives.step()
+    first, twin, other = lives.replay["obs"]
+    torch.testing.assert_close(first, twin)
+    noise = config.random_steps + 1                             # until then nobody has learned
+    assert torch.equal(first[:noise], other[:noise]) and not torch.equal(first, other)
+    rewards = lives.replay["reward"]
+    assert not torch.isclose(rewards[0, :noise], rewards[2, :noise]).any()
+
+
 def test_agents_do_not_touch_each_other():
     """Another agent's data change nothing in this one's update."""
     def weights(others):
