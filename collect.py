@@ -53,7 +53,7 @@ class Config:
 
 
 PRESETS = {
-    "cheetah_dir": dict(), "cheetah_vel": dict(), "ant_dir": dict(), "walker_params": dict(),
+    **dict.fromkeys(envs.FAMILIES, {}),
     "point_goal": dict(steps=4000, keep=1600, gamma=0.9, width=32, batch=64, random_steps=200,
                        alpha=0.05),
 }

@@ -90,8 +90,8 @@ class Config:
     final_draws: int = flag(20, "the same at the end", 1, 1000)
 
 
-PRESETS = {                                     # what a family needs differently from the defaults
-    "cheetah_vel": dict(),
+PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
+    "cheetah_dir": dict(tasks_per_step=2, steps=2000, parts=False, weight_decay=0.0),
     "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, parts=False,
                        weight_decay=0.0, inner_steps=1, test_steps=1),
 }
@@ -145,15 +145,13 @@ class Policy(nn.Module):
 
 
 class Value(nn.Module):
-    """V(s)."""
-
     def __init__(self, obs_dim, width):
         super().__init__()
         self.hidden = nn.ModuleList(Linear(inputs, width) for inputs in (obs_dim, width, width))
         self.value = Linear(width, 1)
 
     def forward(self, obs):
-        """Values (T, B) of observations (T, B, obs)."""
+        """V(s) (T, B) of observations (T, B, obs)."""
         h = obs
         for layer in self.hidden:
             h = layer(h).relu()                                         # (T, B, width)
