@@ -173,20 +173,19 @@ class Buffers:
             ids[t, 0, self.train.index(task)] = 1
         return torch.cat([obs, ids.expand(-1, obs.shape[1], -1)], -1)
 
-    def sample(self, tasks, sizes, generator, parts=None, known=False):
+    def sample(self, tasks, sizes, generator, starts=(0.0, 0.0), known=False):
         """Disjoint batches of these sizes for each task (line 6 of Algorithm 1).
 
         The transitions of a life are dealt to as many piles as there are batches. Each batch comes
-        from its share of a life in `parts`, (low, high) in [0, 1], or from all of it: this is cut
-        into as many equal stretches as the batch has transitions, and gives one of each.
-        Multi-task learners are told the tasks where these are `known`.
+        from the life after its share of it in `starts`: this is cut into as many equal stretches
+        as the batch has transitions, and gives one of each. Multi-task learners are told the tasks
+        where these are `known`.
         """
         count, piles, batches = self.count[tasks], len(sizes), []               # count: (T, 1)
         turn = torch.randint(piles, (), generator=generator)
-        whole = torch.zeros(count.shape), torch.ones(count.shape)
-        for k, (size, (low, high)) in enumerate(zip(sizes, parts or [whole] * piles)):
-            first = (low * (count // piles - size)).long()
-            last = (high * (count // piles)).long().maximum(first + size)
+        for k, (size, start) in enumerate(zip(sizes, starts)):
+            last = count // piles
+            first = (start * last).long().minimum(last - size)
             cut = first + torch.arange(size + 1) * (last - first) // size       # (T, size + 1)
             place = cut[:, :-1] + (torch.rand(len(tasks), size, generator=generator)
                                    * cut.diff()).long()
@@ -196,20 +195,6 @@ class Buffers:
                                  self.mc_return[i], self.discount[i],
                                  self.with_id(self.obs[self.last[i]], ids)))
         return batches
-
-
-def parts_of_lives(tasks, generator):
-    """For training: D^tr is from any part of a life, in three of ten tasks from the whole of it, as
-    in testing; D^ts is from a random start on. Shares of a life, (tasks, 1) each.
-
-    If D^tr were always from whole lives, the learner would know the few training tasks by their
-    agents' ways, instead of finding out what the transitions tell of a task.
-    """
-    u = torch.rand(4, tasks, 1, generator=generator)
-    low, high = u[:2].sort(0).values
-    whole = u[2] < 0.3
-    return ((low.masked_fill(whole, 0), high.masked_fill(whole, 1)),
-            (0.9 * u[3], torch.ones(tasks, 1)))
 
 
 def parse_ids(text, known):

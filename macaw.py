@@ -20,8 +20,8 @@ Where we leave the paper; [code]: as the authors' released program does; the REA
  2. Advantages are standardised in the batch, their exponent is clipped at log 20 [code].
  3. Inner step sizes, one a tensor, and lambda are meta-learned [code].
  4. z, M and m of a weight transform adapt, not z alone [code], but M is never copied: see there.
- 5. The two batches of line 6 are disjoint (not in the code), and spread evenly over lives; in
-    training over random parts of lives, so that not the agents' ways tell the tasks apart.
+ 5. The two batches of line 6 are disjoint (not in the code) and spread evenly over lives, D^ts
+    over their later part, or the adapted policy would also do as beginners do.
  6. Negative actions reach the advantage head (the code clips them at 0).
  7. Observations are standardised, returns divided by their deviation, over the training tasks.
  8. Meta-losses are means over tasks, not sums; weights decay; outer step sizes fall to 0.
@@ -44,7 +44,7 @@ import envs
 import factored
 import plot
 import render
-from buffers import Buffers, parts_of_lives
+from buffers import Buffers
 from command import BadInput, Diverged, flag
 
 # Shapes: T tasks, B transitions of each, c latent size, n numbers in a layer's weights and bias.
@@ -55,7 +55,7 @@ class Config:
     """[code]: the value of the authors' released configuration; [us]: chosen on training tasks."""
     env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     variant: str = flag("macaw", "macaw, or what the paper compares it with; see VARIANTS")
-    steps: int = flag(4000, "n of Algorithm 1, meta-steps [us]", 1)
+    steps: int = flag(3000, "n of Algorithm 1, meta-steps [us]", 1)
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
@@ -82,7 +82,7 @@ class Config:
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
-    parts: bool = flag(True, "training batches come from random parts of lives [us; paper: whole]")
+    late: float = flag(0.6, "D^ts is from lives after this share of them [us; paper: 0]", 0, 0.99)
     inner_steps: int = flag(3, "gradient steps of an adaptation in training [us; code: 1]", 1, 100)
     test_steps: int = flag(3, "gradient steps of an adaptation in testing [us; code: 1]", 1, 1000)
     eval_every: int = flag(500, "meta-steps between two evaluations", 1)
@@ -91,8 +91,8 @@ class Config:
 
 
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
-    "cheetah_dir": dict(tasks_per_step=2, steps=2000, parts=False, weight_decay=0.0),
-    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, parts=False,
+    "cheetah_dir": dict(tasks_per_step=2, steps=2000, weight_decay=0.0),
+    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, late=0.0,
                        weight_decay=0.0, inner_steps=1, test_steps=1),
 }
 
@@ -406,10 +406,9 @@ class Run:
         """
         config, train = self.config, self.buffers.train
         chosen = torch.randperm(len(train), generator=self.generator)[:config.tasks_per_step]
-        parts = parts_of_lives(len(chosen), self.generator) if config.parts else None
         batches = self.buffers.sample([train[i] for i in chosen],
                                       [config.inner_batch, config.outer_batch],
-                                      self.generator, parts, known=True)
+                                      self.generator, (0.0, config.late), known=True)
         inner, outer = (batch.part(self.rank, self.world) for batch in batches)
         losses = torch.stack(self.macaw.meta_loss(inner, outer)) * len(inner.obs) / len(chosen)
         self.optimizer.zero_grad()

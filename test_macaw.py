@@ -558,27 +558,32 @@ def test_batches_are_disjoint_cover_the_life_and_are_of_the_right_task(point):
             assert np.histogram(half, bins=4, range=(0, count))[0].min() > 30
 
 
-def test_parts_of_lives_are_where_the_batches_come_from(point):
+def test_each_batch_comes_from_its_part_of_a_life(point):
     places = copy.copy(point)
     places.mc_return = torch.arange(len(point.action)).float()      # tells where a draw is from
-    generator = torch.Generator().manual_seed(0)
-    tasks, lows, highs, starts = [4, 5, 9], [], [], []
-    for _ in range(200):
-        parts = buffers.parts_of_lives(len(tasks), generator)
-        batches = places.sample(tasks, [64, 32], generator, parts)
-        shares = [(batch.mc_return - point.first[tasks]) / point.count[tasks] for batch in batches]
-        for share, batch, (low, high) in zip(shares, batches, parts):
-            slack = 2 * batch.mc_return.shape[1] / point.count[tasks]   # no part is smaller
-            assert (share > low - slack).all() and (share < torch.maximum(high, low + slack)).all()
+    tasks, generator = [4, 5, 9], torch.Generator().manual_seed(0)
+    for start in (0.0, 0.6, 0.99):                  # of the last hundredth there is not enough
+        batches = places.sample(tasks, [64, 32], generator, (0.0, start))
+        D_tr, D_ts = ((batch.mc_return - point.first[tasks]) / point.count[tasks]
+                      for batch in batches)
+        assert (D_tr.amin(1) < 0.03).all() and (D_tr.amax(1) > 0.97).all()
+        begin = torch.minimum(torch.tensor(start), 1 - 64 / point.count[tasks][:, 0])
+        assert ((D_ts.amin(1) - begin).abs() < 0.03).all() and (D_ts.amax(1) > 0.95).all()
         assert not set(batches[0].mc_return.flatten().tolist()) & set(
             batches[1].mc_return.flatten().tolist())
-        lows += shares[0].amin(1).tolist()
-        highs += shares[0].amax(1).tolist()
-        starts += shares[1].amin(1).tolist()
-        assert (shares[1].amax(1) > 0.93).all()                     # D^ts reaches to the end
-    whole = np.mean((np.array(lows) < 0.03) & (np.array(highs) > 0.97))
-    assert 0.25 < whole < 0.4
-    assert np.histogram(starts, 4, (0, 0.9))[0].min() > 100
+
+
+def test_meta_steps_judge_on_late_data():
+    """D^ts, and it alone, comes from lives after their share `late`."""
+    run, taken = macaw.Run(config_of(late=0.5)), []
+    run.buffers.mc_return = torch.arange(len(run.buffers.action)).float() * 1e-6    # marks places
+    meta_loss = run.macaw.meta_loss
+    run.macaw.meta_loss = lambda *batches: taken.append(batches) or meta_loss(*batches)
+    run.meta_step()
+    count = run.buffers.count.max()                                 # the same for all its tasks
+    assert (run.buffers.first.flatten() % count == 0).all()
+    D_tr, D_ts = (batch.mc_return * 1e6 % count / count for batch in taken[0])
+    assert D_tr.min() < 0.05 and 0.49 < D_ts.min() < 0.55 and D_ts.max() > 0.95
 
 
 def test_statistics_come_from_training_tasks_alone(tmp_path):
