@@ -55,7 +55,7 @@ class Config:
     """[code]: the value of the authors' released configuration; [us]: chosen on training tasks."""
     env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     variant: str = flag("macaw", "macaw, or what the paper compares it with; see VARIANTS")
-    steps: int = flag(3000, "n of Algorithm 1, meta-steps [us]", 1)
+    steps: int = flag(4000, "n of Algorithm 1, meta-steps [us]", 1)
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
@@ -82,9 +82,9 @@ class Config:
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
-    late: float = flag(0.6, "D^ts is from lives after this share of them [us; paper: 0]", 0, 0.99)
-    inner_steps: int = flag(3, "gradient steps of an adaptation in training [us; code: 1]", 1, 100)
-    test_steps: int = flag(3, "gradient steps of an adaptation in testing [us; code: 1]", 1, 1000)
+    late: float = flag(0.8, "D^ts is from lives after this share of them [us; paper: 0]", 0, 0.99)
+    inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 1, 100)
+    test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
     eval_every: int = flag(500, "meta-steps between two evaluations", 1)
     eval_draws: int = flag(2, "adaptation batches and episodes of a task in an evaluation", 1, 1000)
     final_draws: int = flag(20, "the same at the end", 1, 1000)
@@ -93,7 +93,7 @@ class Config:
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
     "cheetah_dir": dict(tasks_per_step=2, steps=2000, weight_decay=0.0),
     "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, late=0.0,
-                       weight_decay=0.0, inner_steps=1, test_steps=1),
+                       weight_decay=0.0),
 }
 
 VARIANTS = {                                    # the paper's ablations and baselines (Section 5)
