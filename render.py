@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw
 import envs
 from command import BadInput, replacing
 
-SIZE = dict(width=320, height=240)
+VIEW = dict(width=320, height=240, camera_name="track")        # it follows the robot
 
 
 def camera(env, task):
     """The environment of a task, its pictures kept; raises BadInput where none can be drawn."""
     try:
-        environment = envs.make(env, task, render_mode="rgb_array", **SIZE)
+        environment = envs.make(env, task, render_mode="rgb_array", **VIEW)
         environment.reset(seed=0)
         environment.render()
     except Exception as problem:            # each backend, and a family without pictures, its own

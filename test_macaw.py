@@ -888,6 +888,20 @@ def test_both_halves_of_a_film_show_something(tmp_path):
     assert min(half.std() for half in halves) > 10 and not np.array_equal(*halves)
 
 
+def test_the_camera_follows_the_robot():
+    try:
+        env = render.camera("cheetah_vel", envs.FAMILIES["cheetah_vel"].tasks[0])
+    except command.BadInput:
+        pytest.skip("no renderer here")
+    env.reset(seed=0)
+    state = env.unwrapped.data
+    env.unwrapped.set_state(state.qpos + np.eye(9)[0] * 30, state.qvel)     # thirty metres on
+    env.step(np.zeros(6))
+    picture = env.render()[-1].astype(int)
+    env.close()
+    assert (picture[..., 0] - picture[..., 2] > 20).sum() > 500             # brown, on grey
+
+
 def test_a_taken_folder_is_refused_and_kept(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     refused(command_line("--env", "point_goal", "--out", tmp_path), "taken", "--resume")
