@@ -12,7 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a notebook's alone
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73"}   # Okabe and Ito
-NAMES = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT"}
+NAMES = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT",
+         "no_advantage": "no advantage head", "no_wt": "no weight transform",
+         "no_wt_wide": "no weight transform, equal parameters", "maml_awr": "neither (MAML+AWR)",
+         "macaw_whole": "MACAW, D^ts of whole lives",
+         "meta_bc_whole": "Meta-BC, D^ts of whole lives"}
 
 
 def rows(folder):
@@ -47,7 +51,8 @@ def interval(runs, name):
 
 
 def results(folder, path):
-    """A panel a family with the mean over seeds and the range; prints the README's table."""
+    """A panel a family with the mean over seeds and the range of MACAW and the baselines; prints
+    the README's table, with the ablations too."""
     families = sorted({f.parent.parent for f in pathlib.Path(folder).glob("*/*/summary.json")})
     figure = Figure(figsize=(4.5 * len(families), 4), layout="constrained")
     panels = figure.subplots(1, len(families), squeeze=False)[0]
@@ -63,6 +68,8 @@ def results(folder, path):
             print(f"| {family.name} | {label} | {len(runs)} | {interval(runs, 'before')[0]:.1f} | "
                   f"{mean:.1f} [{low:.1f}, {high:.1f}] | {runs[0]['behavior_mean']:.1f} | "
                   f"{runs[0]['behavior_final']:.1f} |")
+            if variant not in COLORS:
+                continue
             tables = [rows(f) for f in folders]
             x = [int(row["step"]) for row in tables[0]]
             y = np.array([[float(row["after"]) for row in table] for table in tables])

@@ -8,11 +8,13 @@ export OMP_NUM_THREADS=1
 
 for env in cheetah_dir cheetah_vel ant_dir walker_params; do
     variants="macaw meta_bc mt_awr"
-    [ $env = cheetah_vel ] && variants="$variants no_advantage no_wt no_wt_wide maml_awr"
+    [ $env = cheetah_vel ] && variants="$variants no_advantage no_wt no_wt_wide maml_awr
+                                        macaw_whole meta_bc_whole"       # D^ts of whole lives
     for variant in $variants; do
         for seed in 0 1 2; do
             if [ -f data/$env.npz ] && [ ! -e results/$env/$variant-s$seed ]; then
-                echo "macaw.py --env $env --variant $variant --seed $seed" \
+                whole=; [[ $variant = *_whole ]] && whole="--late 0"
+                echo "macaw.py --env $env --variant ${variant%_whole} --seed $seed $whole" \
                      "--out results/$env/$variant-s$seed"
             fi
         done
