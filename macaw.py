@@ -20,8 +20,7 @@ Where we leave the paper; [code]: as the authors' released program does; the REA
  2. Advantages are standardised in the batch, their exponent is clipped at log 20 [code].
  3. Inner step sizes, one a tensor, and lambda are meta-learned [code].
  4. z, M and m of a weight transform adapt, not z alone [code], but M is never copied: see there.
- 5. The two batches of line 6 are disjoint (not in the code) and spread evenly over lives, D^ts
-    over their later part, or the adapted policy would also do as beginners do.
+ 5. The two batches of line 6 are disjoint (not in the code) and spread evenly over lives.
  6. Negative actions reach the advantage head (the code clips them at 0).
  7. Observations are standardised, returns divided by their deviation, over the training tasks.
  8. Meta-losses are means over tasks, not sums; weights decay; outer step sizes fall to 0.
@@ -82,7 +81,7 @@ class Config:
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
-    late: float = flag(0.8, "D^ts is from lives after this share of them [us; paper: 0]", 0, 0.99)
+    late: float = flag(0.0, "D^ts is from lives after this share of them [paper]", 0, 0.99)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 1, 100)
     test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
     eval_every: int = flag(500, "meta-steps between two evaluations", 1)
@@ -92,7 +91,7 @@ class Config:
 
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
     "cheetah_dir": dict(tasks_per_step=2, steps=2000, weight_decay=0.0),
-    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, late=0.0,
+    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100,
                        weight_decay=0.0),
 }
 

@@ -15,8 +15,7 @@ COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73"}   # Oka
 NAMES = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT",
          "no_advantage": "no advantage head", "no_wt": "no weight transform",
          "no_wt_wide": "no weight transform, equal parameters", "maml_awr": "neither (MAML+AWR)",
-         "macaw_whole": "MACAW, D^ts of whole lives",
-         "meta_bc_whole": "Meta-BC, D^ts of whole lives"}
+         "macaw_late": "MACAW, D^ts late in life", "meta_bc_late": "Meta-BC, D^ts late in life"}
 
 
 def rows(folder):

@@ -9,12 +9,12 @@ export OMP_NUM_THREADS=1
 for env in cheetah_dir cheetah_vel ant_dir walker_params; do
     variants="macaw meta_bc mt_awr"
     [ $env = cheetah_vel ] && variants="$variants no_advantage no_wt no_wt_wide maml_awr
-                                        macaw_whole meta_bc_whole"       # D^ts of whole lives
+                                        macaw_late meta_bc_late"         # D^ts late in life
     for variant in $variants; do
         for seed in 0 1 2; do
             if [ -f data/$env.npz ] && [ ! -e results/$env/$variant-s$seed ]; then
-                whole=; [[ $variant = *_whole ]] && whole="--late 0"
-                echo "macaw.py --env $env --variant ${variant%_whole} --seed $seed $whole" \
+                late=; [[ $variant = *_late ]] && late="--late 0.8"
+                echo "macaw.py --env $env --variant ${variant%_late} --seed $seed $late" \
                      "--out results/$env/$variant-s$seed"
             fi
         done
