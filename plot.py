@@ -76,8 +76,11 @@ def results(folder, path):
             axes.fill_between(x, y.min(0), y.max(0), color=COLORS[variant], alpha=0.2)
         axes.axhline(runs[0]["behavior_final"], color="black", ls=":", label="agents at their end")
         axes.set(title=family.name, xlabel="meta-steps", xscale="log")
+        ticks = [t for t in x if t in [x[0] * 2 ** k for k in range(20)]]
+        axes.set_xticks(ticks, ticks)
+        axes.minorticks_off()
     panels[0].set(ylabel="return on held-out tasks, adapted")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)
 
 
