@@ -81,7 +81,7 @@ class Config:
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
-    late: float = flag(0.0, "D^ts is from lives after this share of them [paper]", 0, 0.99)
+    late: float = flag(0.0, "D^ts comes from this share of a life on [paper]", 0, 0.99)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 1, 100)
     test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
     eval_every: int = flag(500, "meta-steps between two evaluations", 1)
