@@ -874,12 +874,17 @@ def test_bad_data_files_are_refused(tmp_path):
     refused(command_line("--env", "cheetah_vel", "--data", POINT), "point_goal", "cheetah_vel")
 
 
-def test_both_halves_of_a_film_show_something(tmp_path):
-    """Once the second was black: a closed renderer takes the next one's context along."""
+@pytest.fixture(scope="module")
+def renderer():
+    """Asked for once: without a display MuJoCo aborts the process at the second try."""
     try:
         render.camera("cheetah_vel", envs.FAMILIES["cheetah_vel"].tasks[0]).close()
     except command.BadInput:
         pytest.skip("no renderer here")
+
+
+def test_both_halves_of_a_film_show_something(tmp_path, renderer):
+    """Once the second was black: a closed renderer takes the next one's context along."""
     render.side_by_side(macaw.Run(config_of("cheetah_vel")), macaw.rollout, tmp_path / "film.gif")
     with Image.open(tmp_path / "film.gif") as film:
         film.seek(50)
@@ -888,11 +893,8 @@ def test_both_halves_of_a_film_show_something(tmp_path):
     assert min(half.std() for half in halves) > 10 and not np.array_equal(*halves)
 
 
-def test_the_camera_follows_the_robot():
-    try:
-        env = render.camera("cheetah_vel", envs.FAMILIES["cheetah_vel"].tasks[0])
-    except command.BadInput:
-        pytest.skip("no renderer here")
+def test_the_camera_follows_the_robot(renderer):
+    env = render.camera("cheetah_vel", envs.FAMILIES["cheetah_vel"].tasks[0])
     env.reset(seed=0)
     state = env.unwrapped.data
     env.unwrapped.set_state(state.qpos + np.eye(9)[0] * 30, state.qvel)     # thirty metres on
