@@ -173,17 +173,17 @@ class Buffers:
             ids[t, 0, self.train.index(task)] = 1
         return torch.cat([obs, ids.expand(-1, obs.shape[1], -1)], -1)
 
-    def sample(self, tasks, sizes, generator, starts=(0.0, 0.0), known=False):
+    def sample(self, tasks, sizes, generator, starts=None, known=False):
         """Disjoint batches of these sizes for each task (line 6 of Algorithm 1).
 
         The transitions of a life are dealt to as many piles as there are batches. Each batch comes
-        from the life after its share of it in `starts`: this is cut into as many equal stretches
-        as the batch has transitions, and gives one of each. Multi-task learners are told the tasks
-        where these are `known`.
+        from the life after its share of it in `starts`, or from all of it: this is cut into as
+        many equal stretches as the batch has transitions, and gives one of each. Multi-task
+        learners are told the tasks where these are `known`.
         """
         count, piles, batches = self.count[tasks], len(sizes), []               # count: (T, 1)
         turn = torch.randint(piles, (), generator=generator)
-        for k, (size, start) in enumerate(zip(sizes, starts)):
+        for k, (size, start) in enumerate(zip(sizes, starts or [0.0] * piles)):
             last = count // piles
             first = (start * last).long().minimum(last - size)
             cut = first + torch.arange(size + 1) * (last - first) // size       # (T, size + 1)

@@ -76,7 +76,7 @@ def results(folder, path):
             axes.fill_between(x, y.min(0), y.max(0), color=COLORS[variant], alpha=0.2)
         axes.axhline(runs[0]["behavior_final"], color="black", ls=":", label="agents at their end")
         axes.set(title=family.name, xlabel="meta-steps", xscale="log")
-        ticks = [t for t in x if t in [x[0] * 2 ** k for k in range(20)]]
+        ticks = sorted({x[0] * 2 ** k for k in range(20)} & set(x))
         axes.set_xticks(ticks, ticks)
         axes.minorticks_off()
     panels[0].set(ylabel="return on held-out tasks, adapted")
