@@ -120,7 +120,7 @@ class Collection:
                             ("truncated", truncated)):
                 replay[name][i, t] = float(x)
             self.episodes[i][-1][1] += 1
-            self.episodes[i][-1][3] += reward
+            self.episodes[i][-1][3] += float(reward)
             if terminated or truncated:
                 ended.append(i)
         replay["next_obs"][:, t] = self.obs

@@ -993,6 +993,20 @@ def test_a_killed_collection_resumes_exactly(tmp_path, monkeypatch):
     assert a[1] == b[1] and not (tmp_path / "a.unfinished").exists()
 
 
+@pytest.mark.parametrize("family", envs.FAMILIES)
+def test_a_collection_goes_on_in_the_midst_of_an_episode(family, tmp_path):
+    config = collect.Config(env=family, tasks="0,1", steps=40, random_steps=40)
+    lived, again = collect.Collection(config), collect.Collection(config)
+    for _ in range(25):
+        lived.step()
+    lived.save(tmp_path / "lives")
+    again.load(tmp_path / "lives")
+    assert torch.equal(again.obs, lived.obs) and again.episodes == lived.episodes
+    for lives in (lived, again):
+        lives.step()
+    assert torch.equal(again.obs, lived.obs) and again.episodes == lived.episodes
+
+
 def test_agents_part_only_as_far_as_their_tasks_make_them():
     config = collect.Config(**{**collect.PRESETS["point_goal"], **dict(
         env="point_goal", tasks="2,3,4", steps=500)})
