@@ -90,7 +90,9 @@ class Config:
 
 
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
+    "cheetah_vel": dict(steps=2500, inner_steps=3, test_steps=3),
     "cheetah_dir": dict(tasks_per_step=2, steps=2000, weight_decay=0.0),
+    "walker_params": dict(late=0.8),
     "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100,
                        weight_decay=0.0),
 }

@@ -9,12 +9,16 @@ export OMP_NUM_THREADS=1
 for env in cheetah_dir cheetah_vel ant_dir walker_params; do
     variants="macaw meta_bc mt_awr"
     [ $env = cheetah_vel ] && variants="$variants no_advantage no_wt no_wt_wide maml_awr
-                                        macaw_late meta_bc_late"         # D^ts late in life
+        macaw_one meta_bc_one no_advantage_one no_wt_one maml_awr_one macaw_late meta_bc_late"
     for variant in $variants; do
         for seed in 0 1 2; do
             if [ -f data/$env.npz ] && [ ! -e results/$env/$variant-s$seed ]; then
-                late=; [[ $variant = *_late ]] && late="--late 0.8"
-                echo "macaw.py --env $env --variant ${variant%_late} --seed $seed $late" \
+                flags=
+                [[ $variant = *_one || $variant = *_late ]] &&
+                    flags="--inner-steps 1 --test-steps 1 --steps 4000"
+                [[ $variant = *_late ]] && flags="$flags --late 0.8"
+                name=${variant%_one}
+                echo "macaw.py --env $env --variant ${name%_late} --seed $seed $flags" \
                      "--out results/$env/$variant-s$seed"
             fi
         done
