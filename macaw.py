@@ -24,6 +24,7 @@ Where we leave the paper; [code]: as the authors' released program does; the REA
  6. Negative actions reach the advantage head (the code clips them at 0).
  7. Observations are standardised, returns divided by their deviation, over the training tasks.
  8. Meta-losses are means over tasks, not sums; weights decay; outer step sizes fall to 0.
+ 9. cheetah_vel adapts by three steps, not one; D^ts of walker_params come late in life (PRESETS).
 """
 import contextlib
 import dataclasses
