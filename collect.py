@@ -54,7 +54,7 @@ class Config:
 
 PRESETS = {
     **dict.fromkeys(envs.FAMILIES, {}),
-    "cheetah_dir": dict(steps=100_000, keep=30_000),
+    "cheetah_dir": dict(steps=130_000, keep=30_000),
     "walker_params": dict(update_every=2, keep=10_000),
     "point_goal": dict(steps=4000, keep=1600, gamma=0.9, width=32, batch=64, random_steps=200,
                        alpha=0.05),
