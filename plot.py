@@ -95,7 +95,8 @@ def growth(sizes, times, path):
         axes.loglog(values, y, "o-")
         axes.loglog(values, [y[0] * value / values[0] for value in values], ":", color="gray")
         axes.set(xlabel=name.replace("_", " "))
-        axes.set_xticks(values, values, minor=False)
+        ticks = [x for x in values if not any(x < other < 1.2 * x for other in values)]
+        axes.set_xticks(ticks, ticks, minor=False)
         axes.minorticks_off()
     panels[0].set(ylabel="ms a meta-step (dotted: linear)")
     figure.savefig(path, dpi=150)
