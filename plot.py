@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a notebook's alone
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73"}   # Okabe and Ito
-NAMES = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT",
-         "no_advantage": "no advantage head", "no_wt": "no weight transform",
-         "no_wt_wide": "no weight transform, equal parameters", "maml_awr": "neither (MAML+AWR)"}
+METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT",
+           "no_advantage": "no advantage head", "no_wt": "no weight transform",
+           "no_wt_wide": "no weight transform, equal parameters", "maml_awr": "neither (MAML+AWR)"}
 SETTINGS = {"": "", "_one": "; one inner step", "_late": "; one inner step, D^ts late in life"}
 NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
-         for name, label in NAMES.items()}      # of run folders, and in the README
+         for name, label in METHODS.items()}    # of run folders, and in the README
 
 
 def rows(folder):

@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python}
 export OMP_NUM_THREADS=1
+one_step="--inner-steps 1 --test-steps 1 --steps 4000"
 
 for env in cheetah_dir cheetah_vel ant_dir walker_params; do
     variants="macaw meta_bc mt_awr"
@@ -13,12 +14,13 @@ for env in cheetah_dir cheetah_vel ant_dir walker_params; do
     for variant in $variants; do
         for seed in 0 1 2; do
             if [ -f data/$env.npz ] && [ ! -e results/$env/$variant-s$seed ]; then
-                flags=
-                [[ $variant = *_one || $variant = *_late ]] &&
-                    flags="--inner-steps 1 --test-steps 1 --steps 4000"
-                [[ $variant = *_late ]] && flags="$flags --late 0.8"
-                name=${variant%_one}
-                echo "macaw.py --env $env --variant ${name%_late} --seed $seed $flags" \
+                case $variant in
+                    *_one) flags=$one_step ;;
+                    *_late) flags="$one_step --late 0.8" ;;
+                    *) flags= ;;
+                esac
+                method=${variant%_one}
+                echo "macaw.py --env $env --variant ${method%_late} --seed $seed $flags" \
                      "--out results/$env/$variant-s$seed"
             fi
         done
