@@ -71,6 +71,29 @@ def evenly(lengths, keep):
     return chosen
 
 
+def lives(replay, episodes, ids, keep):
+    """A file's arrays from what was lived: of each task the whole episodes, evenly spaced, for
+    about `keep` transitions. `replay` has columns (N, steps, ...) in the order of `ids`; of each
+    task `episodes` lists [first step, length, seed, return], the last one unfinished."""
+    replay = {name: x.cpu().numpy() for name, x in replay.items()}
+    chosen = []                             # (row, task, number, seed, first, length)
+    for row, task in enumerate(ids):
+        whole = episodes[row][:-1]
+        kept = evenly([length for _, length, _, _ in whole], keep)
+        chosen += [(row, task, number, seed, first, length)
+                   for number, (first, length, seed, _) in enumerate(whole) if kept[number]]
+
+    def lived(name):
+        return np.concatenate([replay[name][row, a:a + n] for row, _, _, _, a, n in chosen])
+    states = [np.r_[replay["obs"][row, a:a + n], replay["next_obs"][row, [a + n - 1]]]
+              for row, _, _, _, a, n in chosen]
+    _, task, number, seed, _, length = np.array(chosen, np.int64).T
+    return dict(observations=np.concatenate(states), actions=lived("action"),
+                rewards=lived("reward"), terminations=lived("terminated"),
+                truncations=lived("truncated"), episode_task=task, episode_number=number,
+                episode_seed=seed, episode_length=length)
+
+
 def join(paths, env, keep):
     """One file's arrays and metadata from several: of each task the agent that ended best, about
     `keep` transitions of its life."""

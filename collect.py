@@ -10,6 +10,8 @@ numbers: first weights, resets, exploration noise and choice of batches are the 
 that two agents part only as far as their tasks make them. Gaits are so more alike from task to
 task, and what is learned from some tasks' data helps in others.
 
+The ants are one agent with N lives instead (--shared), which is told the task; the data are not.
+
 A killed collection goes on when the same command is given again.
 """
 import dataclasses
@@ -43,8 +45,9 @@ class Config:
     seed: int = flag(0, "of environments and exploration", 0)
     device: str = flag("cpu", "cpu or cuda")
     width: int = flag(128, "units in each of the two hidden layers", 1, 4096)
-    batch: int = flag(128, "transitions of each agent an update", 1, 100_000)
-    update_every: int = flag(1, "environment steps between two updates", 1)
+    batch: int = flag(128, "transitions of each task an update", 1, 100_000)
+    updates: float = flag(1.0, "updates an environment step", 1e-3, 1000)
+    shared: bool = flag(False, "one agent for all tasks, which is told the task as a one-hot")
     random_steps: int = flag(1000, "steps of uniform actions before learning begins", 1)
     lr: float = flag(1e-3, "Adam step size of policy, critics and temperature", 0, 1)
     gamma: float = flag(0.99, "the collecting agents' discount", 0, 1)
@@ -55,7 +58,9 @@ class Config:
 PRESETS = {
     **dict.fromkeys(envs.FAMILIES, {}),
     "cheetah_dir": dict(steps=130_000, keep=30_000),
-    "walker_params": dict(update_every=2, keep=10_000),
+    "walker_params": dict(updates=0.5, keep=10_000),
+    "ant_dir": dict(shared=True, width=256, batch=5, updates=20.0, steps=20_000, keep=6500,
+                    random_steps=200, lr=3e-4, gamma=0.95, alpha=0.05),
     "point_goal": dict(steps=4000, keep=1600, gamma=0.9, width=32, batch=64, random_steps=200,
                        alpha=0.05),
 }
@@ -93,9 +98,10 @@ class Collection:
         self.obs[i] = torch.as_tensor(self.envs[i].reset(seed=seed)[0])
 
     def draw(self, function, *shape, **kwargs):
-        """Random numbers (N, *shape), the same for each agent."""
-        numbers = function(size=shape, generator=self.generator, device=self.config.device,
-                           **kwargs)
+        """Random numbers (N, *shape), the same for each agent; one's own for each life of one."""
+        own = len(self.ids) if self.config.shared else 1
+        numbers = function(size=(own, *shape), generator=self.generator,
+                           device=self.config.device, **kwargs)
         return numbers.expand(len(self.ids), *shape)
 
     @torch.no_grad()
@@ -108,8 +114,8 @@ class Collection:
         return self.agents.act(obs, self.draw(torch.randn, 1, act_dim))[0][:, 0]
 
     def step(self):
-        """One step of every environment, then now and then one of every agent."""
-        config, replay, t, n = self.config, self.replay, self.steps, len(self.ids)
+        """One step of every environment, then the updates that are due."""
+        config, replay, t = self.config, self.replay, self.steps
         replay["obs"][:, t] = self.obs
         replay["action"][:, t] = self.actions()     # rounded to float16 before it is executed, so
         actions = replay["action"][:, t].float().cpu().numpy()      # that stored episodes replay
@@ -128,12 +134,17 @@ class Collection:
         replay["next_obs"][:, t] = self.obs
         for i in ended:
             self.begin_episode(i)
-        if t >= config.random_steps and t % config.update_every == 0:
-            index = self.draw(torch.randint, config.batch, high=self.steps)             # (N, B)
-            batch = [replay[name][torch.arange(n, device=index.device)[:, None], index].float()
-                     for name in ("obs", "action", "reward", "next_obs", "terminated")]
-            noise = self.draw(torch.randn, 2, config.batch, self.agents.act_dim)
-            self.agents.update(*batch, noise.transpose(0, 1))
+        if t >= config.random_steps:
+            for _ in range(math.ceil((t + 1) * config.updates) - math.ceil(t * config.updates)):
+                self.learn()
+
+    def learn(self):
+        """One update of every agent from its whole life so far."""
+        index = self.draw(torch.randint, self.config.batch, high=self.steps)            # (N, B)
+        task = torch.arange(len(self.ids), device=index.device)[:, None]
+        noise = self.draw(torch.randn, 2, self.config.batch, self.agents.act_dim)
+        self.agents.update(*(self.replay[name][task, index].float() for name in (
+            "obs", "action", "reward", "next_obs", "terminated")), noise.transpose(0, 1))
 
     def returns(self):
         """Mean return of each agent's last ten whole episodes (N,)."""
@@ -171,25 +182,9 @@ class Collection:
 
     def export(self, path):
         """Write the data file that `buffers.read` describes: whole episodes, evenly spaced."""
-        chosen = []                         # (agent, task, number, seed, first, length)
-        for i, task in enumerate(self.ids):
-            whole = self.episodes[i][:-1]
-            keep = buffers.evenly([length for _, length, _, _ in whole], self.config.keep)
-            chosen += [(i, task, number, seed, first, length)
-                       for number, (first, length, seed, _) in enumerate(whole) if keep[number]]
-        replay = {name: x.cpu().numpy() for name, x in self.replay.items()}
-
-        def lived(name):
-            return np.concatenate([replay[name][i, a:a + n] for i, _, _, _, a, n in chosen])
-        states = [np.r_[replay["obs"][i, a:a + n], replay["next_obs"][i, [a + n - 1]]]
-                  for i, _, _, _, a, n in chosen]
-        _, task, number, seed, _, length = np.array(chosen, np.int64).T
         settings = dataclasses.asdict(self.config)
-        buffers.write(path, dict(
-            observations=np.concatenate(states), actions=lived("action"),
-            rewards=lived("reward"), terminations=lived("terminated"),
-            truncations=lived("truncated"),
-            episode_task=task, episode_number=number, episode_seed=seed, episode_length=length),
+        buffers.write(
+            path, buffers.lives(self.replay, self.episodes, self.ids, self.config.keep),
             dict(format=buffers.DATA_FORMAT, family=self.config.env,
                  tasks={i: self.family.tasks[i] for i in self.ids},
                  behavior_final=dict(zip(self.ids, self.returns())),

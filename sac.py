@@ -13,14 +13,31 @@ from torch.nn import functional as F
 from macaw import Linear
 
 
-def mlp(nets, agents, inputs, width, outputs):
+def mlp(nets, agents, inputs, outputs, config):
     """`nets` nets (actor: 1, twin critics: 2) of each agent, with two hidden layers; all agents
-    begin with the same weights."""
+    begin with the same weights. If shared, the nets of a single agent for N tasks."""
+    width, inputs = config.width, inputs + agents * config.shared
     net = nn.Sequential(Linear(inputs, width, nets), nn.ReLU(), Linear(width, width, nets),
                         nn.ReLU(), Linear(width, outputs, nets))
+    if config.shared:
+        return Shared(net, nets, agents)
     for p in net.parameters():
         p.data = p.data.repeat_interleave(agents, 0)                        # (nets * N, n)
     return net
+
+
+class Shared(nn.Module):
+    """One net for N tasks in the place of N nets: it is told the task by a one-hot."""
+
+    def __init__(self, net, nets, tasks):
+        super().__init__()
+        self.net, self.nets = net, nets
+        self.register_buffer("told", torch.eye(tasks).repeat(nets, 1)[:, None])
+
+    def forward(self, x):                                                   # (nets * N, B, n)
+        x = torch.cat([x, self.told.expand(-1, x.shape[1], -1)], -1)        # (nets * N, B, n + N)
+        y = self.net(x.view(self.nets, -1, x.shape[-1]))                    # (nets, N * B, out)
+        return y.view(*x.shape[:2], -1)
 
 
 class Agents(nn.Module):
@@ -30,8 +47,8 @@ class Agents(nn.Module):
     def __init__(self, agents, obs_dim, act_dim, config):
         super().__init__()
         self.config, self.act_dim = config, act_dim
-        self.actor = mlp(1, agents, obs_dim, config.width, 2 * act_dim)
-        self.critics = mlp(2, agents, obs_dim + act_dim, config.width, 1)
+        self.actor = mlp(1, agents, obs_dim, 2 * act_dim, config)
+        self.critics = mlp(2, agents, obs_dim + act_dim, 1, config)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.full((agents,), math.log(config.alpha)))
         trained = [self.actor.parameters(), self.critics.parameters(), [self.log_alpha]]

@@ -968,9 +968,10 @@ def collection(tmp_path, *flags, out="a.npz"):
                         "--out", tmp_path / out, *flags, program="collect.py")
 
 
-def test_a_killed_collection_resumes_exactly(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [{}, dict(shared=True, updates=1.5)])
+def test_a_killed_collection_resumes_exactly(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "SAVE_EVERY", 130)                 # in the midst of an episode
-    config = collect.Config(**{**collect.PRESETS["point_goal"], **dict(
+    config = collect.Config(**{**collect.PRESETS["point_goal"], **kind, **dict(
         env="point_goal", tasks="2,3", steps=500, keep=400, out=str(tmp_path / "a.npz"))})
     whole = collect.Collection(config)
     for _ in range(500):
@@ -1022,6 +1023,40 @@ def test_agents_part_only_as_far_as_their_tasks_make_them():
     assert torch.equal(first[:noise], other[:noise]) and not torch.equal(first, other)
     rewards = lives.replay["reward"]
     assert not torch.isclose(rewards[0, :noise], rewards[2, :noise]).any()
+
+
+@pytest.mark.parametrize("updates, expected", [(1.0, 100), (0.5, 50), (2.5, 250), (0.3, 30)])
+def test_updates_an_environment_step(updates, expected):
+    lives = collect.Collection(collect.Config(
+        env="point_goal", tasks="2", steps=110, random_steps=10, updates=updates))
+    done = []
+    lives.agents.update = lambda *batch: done.append(lives.steps)
+    for _ in range(110):
+        lives.step()
+    assert len(done) == expected and min(done) > 10
+    assert max(np.bincount(done)) == np.ceil(updates)                 # spread over the steps
+
+
+def test_a_shared_agent_is_told_its_task_and_lives_its_own_lives():
+    lives = collect.Collection(collect.Config(**{**collect.PRESETS["point_goal"], **dict(
+        env="point_goal", tasks="2,3,4", steps=300, shared=True, batch=8)}))
+    seen = []
+    lives.agents.actor.net.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    for _ in range(300):
+        lives.step()
+    act, update = seen[-3], seen[-1]
+    assert act.shape == (1, 3, 2 + 3) and update.shape == (1, 3 * 8, 2 + 3)
+    assert torch.equal(act[0, :, 2:], torch.eye(3))
+    assert torch.equal(update[0, :, 2:], torch.eye(3).repeat_interleave(8, 0))
+    torch.testing.assert_close(act[0, :, :2], lives.replay["obs"][:, 299].float())
+    x = torch.randn(3, 8, 2 + 2)
+    q = lives.agents.critics(x.repeat(2, 1, 1)).view(2, 3, 8)
+    for task, one_hot in enumerate(torch.eye(3)):
+        told = torch.cat([x[task], one_hot.expand(8, 3)], -1).expand(2, -1, -1)
+        torch.testing.assert_close(q[:, task], lives.agents.critics.net(told)[..., 0])
+    first, other, _ = lives.replay["action"]
+    assert not torch.isclose(first[:200], other[:200]).all(-1).any()    # noise of its own
+    assert lives.replay["obs"].shape[-1] == 2                           # the data do not tell
 
 
 def test_agents_do_not_touch_each_other():
