@@ -10,9 +10,7 @@ numbers: first weights, resets, exploration noise and choice of batches are the 
 that two agents part only as far as their tasks make them. Gaits are so more alike from task to
 task, and what is learned from some tasks' data helps in others.
 
-The ants are one agent with N lives instead (--shared), told its direction, which the data do not
-hold: alone, an ant stands for a hundred thousand steps before it runs. Half of what a life learns
-from was lived in other directions, and is rewarded as if in its own (hindsight).
+The ants are one agent with N lives instead (--shared), which is told the task; the data are not.
 
 A killed collection goes on when the same command is given again.
 """
@@ -29,8 +27,8 @@ from tqdm import tqdm
 import buffers
 import command
 import envs
-import sac
 from command import BadInput, flag
+from sac import Agents
 
 SAVE_EVERY = 5000       # steps; a killed collection loses no more
 
@@ -49,7 +47,7 @@ class Config:
     width: int = flag(128, "units in each of the two hidden layers", 1, 4096)
     batch: int = flag(128, "transitions of each task an update", 1, 100_000)
     updates: float = flag(1.0, "updates an environment step", 1e-3, 1000)
-    shared: bool = flag(False, "one agent for all directions of ant_dir or cheetah_dir")
+    shared: bool = flag(False, "one agent for all tasks, which is told the task as a one-hot")
     random_steps: int = flag(1000, "steps of uniform actions before learning begins", 1)
     lr: float = flag(1e-3, "Adam step size of policy, critics and temperature", 0, 1)
     gamma: float = flag(0.99, "the collecting agents' discount", 0, 1)
@@ -80,9 +78,12 @@ class Collection:
             self.envs[0].observation_space, self.envs[0].action_space))
         torch.manual_seed(0)
         self.generator = torch.Generator(config.device).manual_seed(config.seed)
-        self.told = sac.directions(self.envs).to(config.device) if config.shared else None
-        self.agents = sac.Agents(n, obs_dim, act_dim, config, self.told).to(config.device)
-        self.replay = sac.replay(n, config.steps, obs_dim, act_dim, config)
+        self.agents = Agents(n, obs_dim, act_dim, config).to(config.device)
+        columns = dict(obs=((obs_dim,), torch.float16), action=((act_dim,), torch.float16),
+                       reward=((), torch.float32), next_obs=((obs_dim,), torch.float16),
+                       terminated=((), torch.bool), truncated=((), torch.bool))
+        self.replay = {name: torch.zeros(n, config.steps, *shape, dtype=kind, device=config.device)
+                       for name, (shape, kind) in columns.items()}
         self.steps = 0
         self.episodes = [[] for _ in self.ids]     # per task: [first step, length, seed, return]
         self.obs = torch.zeros(n, obs_dim, dtype=torch.float16)
@@ -121,13 +122,11 @@ class Collection:
         self.steps += 1
         ended = []
         for i, env in enumerate(self.envs):
-            obs, reward, terminated, truncated, info = env.step(actions[i])
+            obs, reward, terminated, truncated, _ = env.step(actions[i])
             self.obs[i] = torch.as_tensor(obs)
             for name, x in (("reward", reward), ("terminated", terminated),
                             ("truncated", truncated)):
                 replay[name][i, t] = float(x)
-            if config.shared:
-                replay["velocity"][i, t] = sac.velocity(info)
             self.episodes[i][-1][1] += 1
             self.episodes[i][-1][3] += float(reward)
             if terminated or truncated:
@@ -141,13 +140,11 @@ class Collection:
 
     def learn(self):
         """One update of every agent from its whole life so far."""
-        n, batch = len(self.ids), self.config.batch
-        index = self.draw(torch.randint, batch, high=self.steps)                        # (N, B)
-        whose = torch.arange(n, device=index.device)[:, None].repeat(1, batch)
-        if self.config.shared:
-            whose[:, batch // 2:] = self.draw(torch.randint, batch - batch // 2, high=n)
-        noise = self.draw(torch.randn, 2, batch, self.agents.act_dim).transpose(0, 1)
-        self.agents.update(*sac.transitions(self.replay, whose, index, self.told), noise)
+        index = self.draw(torch.randint, self.config.batch, high=self.steps)            # (N, B)
+        task = torch.arange(len(self.ids), device=index.device)[:, None]
+        noise = self.draw(torch.randn, 2, self.config.batch, self.agents.act_dim)
+        self.agents.update(*(self.replay[name][task, index].float() for name in (
+            "obs", "action", "reward", "next_obs", "terminated")), noise.transpose(0, 1))
 
     def returns(self):
         """Mean return of each agent's last ten whole episodes (N,)."""

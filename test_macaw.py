@@ -968,12 +968,11 @@ def collection(tmp_path, *flags, out="a.npz"):
                         "--out", tmp_path / out, *flags, program="collect.py")
 
 
-@pytest.mark.parametrize("kind", [dict(env="point_goal", tasks="2,3"),
-                                  dict(env="cheetah_dir", shared=True, updates=1.5)])
+@pytest.mark.parametrize("kind", [{}, dict(shared=True, updates=1.5)])
 def test_a_killed_collection_resumes_exactly(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "SAVE_EVERY", 130)                 # in the midst of an episode
     config = collect.Config(**{**collect.PRESETS["point_goal"], **kind, **dict(
-        steps=500, keep=400, out=str(tmp_path / "a.npz"))})
+        env="point_goal", tasks="2,3", steps=500, keep=400, out=str(tmp_path / "a.npz"))})
     whole = collect.Collection(config)
     for _ in range(500):
         whole.step()
@@ -989,7 +988,7 @@ def test_a_killed_collection_resumes_exactly(kind, tmp_path, monkeypatch):
         collect.main(config, {})
     monkeypatch.setattr(collect.Collection, "step", step)
     collect.main(config, {})
-    a, b = (buffers.read(tmp_path / name, config.env) for name in ("a.npz", "whole.npz"))
+    a, b = (buffers.read(tmp_path / name, "point_goal") for name in ("a.npz", "whole.npz"))
     for name in a[0]:
         np.testing.assert_array_equal(a[0][name], b[0][name])
     assert a[1] == b[1] and not (tmp_path / "a.unfinished").exists()
@@ -1038,68 +1037,26 @@ def test_updates_an_environment_step(updates, expected):
     assert max(np.bincount(done)) == np.ceil(updates)                 # spread over the steps
 
 
-def shared_lives(family, **kwargs):
+def test_a_shared_agent_is_told_its_task_and_lives_its_own_lives():
     lives = collect.Collection(collect.Config(**{**collect.PRESETS["point_goal"], **dict(
-        env=family, tasks="0,1", steps=40, random_steps=30, batch=8, shared=True), **kwargs}))
-    direction = dict(cheetah_dir=lambda direction: (direction, 0.0),
-                     ant_dir=lambda angle: (np.cos(angle), np.sin(angle)))[family]
-    told = [direction(**task) for task in envs.FAMILIES[family].tasks[:2]]
-    return lives, torch.tensor(told, dtype=torch.float32)
-
-
-@pytest.mark.parametrize("family", ["cheetah_dir", "ant_dir"])
-def test_a_shared_agent_is_told_its_direction(family):
-    lives, told = shared_lives(family)
-    obs_dim, seen = lives.obs.shape[1], []
+        env="point_goal", tasks="2,3,4", steps=300, shared=True, batch=8)}))
+    seen = []
     lives.agents.actor.net.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-    for _ in range(40):
+    for _ in range(300):
         lives.step()
     act, update = seen[-3], seen[-1]
-    assert act.shape == (1, 2, obs_dim + 2) and update.shape == (1, 2 * 8, obs_dim + 2)
-    torch.testing.assert_close(act[0, :, obs_dim:], told)
-    torch.testing.assert_close(update[0, :, obs_dim:], told.repeat_interleave(8, 0))
-    torch.testing.assert_close(act[0, :, :obs_dim], lives.replay["obs"][:, 39].float())
-    x = torch.randn(2, 8, obs_dim + lives.agents.act_dim)
-    q = lives.agents.critics(x.repeat(2, 1, 1)).view(2, 2, 8)
-    for task in range(2):
-        full = torch.cat([x[task], told[task].expand(8, 2)], -1).expand(2, -1, -1)
-        torch.testing.assert_close(q[:, task], lives.agents.critics.net(full)[..., 0])
-    first, other = lives.replay["action"]
-    assert not torch.isclose(first[:30], other[:30]).all(-1).any()      # noise of its own
-
-
-@pytest.mark.parametrize("family", ["cheetah_dir", "ant_dir"])
-def test_hindsight_pays_what_the_other_direction_would(family):
-    lives, _ = shared_lives(family)
-    for _ in range(30):
-        lives.step()
-    rewards = lives.replay["reward"][:, :30]
-    whose, index = torch.tensor([[1] * 30, [0] * 30]), torch.arange(30).expand(2, -1)
-    *_, retold, next_obs, _ = sac.transitions(lives.replay, whose, index, lives.told)
-    for own, other in ((0, 1), (1, 0)):
-        _, length, seed, _ = lives.episodes[other][0]
-        env = envs.make(family, envs.FAMILIES[family].tasks[own])
-        env.reset(seed=seed)
-        paid = [env.step(action)[1] for action in
-                lives.replay["action"][other, :min(length, 30)].float().numpy()]
-        torch.testing.assert_close(retold[own, :len(paid)], torch.tensor(paid).float(),
-                                   rtol=1e-4, atol=1e-4)
-        assert not torch.isclose(retold[own], rewards[other]).any()
-    torch.testing.assert_close(next_obs, lives.replay["next_obs"][[1, 0], :30].float())
-    plain = sac.transitions(lives.replay, whose, index)[2]
-    assert torch.equal(plain, rewards[[1, 0]])
-
-
-def test_half_of_what_a_shared_agent_learns_from_was_lived_elsewhere(monkeypatch):
-    lives, _ = shared_lives("cheetah_dir", batch=100)
-    seen, real = [], sac.transitions
-    monkeypatch.setattr(sac, "transitions", lambda replay, whose, index, told: (
-        seen.append(whose), real(replay, whose, index, told))[1])
-    for _ in range(40):
-        lives.step()
-    whose = torch.stack(seen)                                           # (updates, 2, 100)
-    assert torch.equal(whose[..., :50], torch.tensor([0, 1])[:, None].expand(len(seen), 2, 50))
-    assert whose[..., 50:].float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert act.shape == (1, 3, 2 + 3) and update.shape == (1, 3 * 8, 2 + 3)
+    assert torch.equal(act[0, :, 2:], torch.eye(3))
+    assert torch.equal(update[0, :, 2:], torch.eye(3).repeat_interleave(8, 0))
+    torch.testing.assert_close(act[0, :, :2], lives.replay["obs"][:, 299].float())
+    x = torch.randn(3, 8, 2 + 2)
+    q = lives.agents.critics(x.repeat(2, 1, 1)).view(2, 3, 8)
+    for task, one_hot in enumerate(torch.eye(3)):
+        told = torch.cat([x[task], one_hot.expand(8, 3)], -1).expand(2, -1, -1)
+        torch.testing.assert_close(q[:, task], lives.agents.critics.net(told)[..., 0])
+    first, other, _ = lives.replay["action"]
+    assert not torch.isclose(first[:200], other[:200]).all(-1).any()    # noise of its own
+    assert lives.replay["obs"].shape[-1] == 2                           # the data do not tell
 
 
 def test_agents_do_not_touch_each_other():
@@ -1174,7 +1131,6 @@ def test_collection_refuses_what_it_would_overwrite(tmp_path):
     refused(collection(tmp_path), "exists")
     refused(collection(tmp_path, "--tasks", "2,99", out="b.npz"), "99")
     refused(collection(tmp_path, "--join", "x.npz", out="b.npz"), "x.npz")
-    refused(collection(tmp_path, "--shared", out="b.npz"), "--shared")
     assert (tmp_path / "a.npz").read_bytes() == held
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz"]
 
