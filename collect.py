@@ -1,8 +1,8 @@
 """Behaviour data as in the paper (Section 5): one SAC agent per task, its lifetime replay kept.
 
     python collect.py --env cheetah_vel                       # writes data/cheetah_vel.npz
-    python collect.py --env ant_dir --tasks 0,6 --steps 20000 --out two_ants.npz
-    python collect.py --env ant_dir --join a.npz,b.npz        # of each task the better agent
+    python collect.py --env walker_params --tasks 0,6 --steps 20000 --out two_walkers.npz
+    python collect.py --env walker_params --join a.npz,b.npz  # of each task the better agent
 
 The agents never meet, but they live in lock-step: every weight has a leading task axis, so one
 batched matrix product serves all of them (agents: N, batch: B). They live under common random
@@ -10,7 +10,8 @@ numbers: first weights, resets, exploration noise and choice of batches are the 
 that two agents part only as far as their tasks make them. Gaits are so more alike from task to
 task, and what is learned from some tasks' data helps in others.
 
-The ants are one agent with N lives instead (--shared), which is told the task; the data are not.
+The ants are one agent with N lives instead (--shared). It is told the task by a one-hot, which
+the data do not hold. An ant on its own learns to stand, and does so for 100,000 steps and more.
 
 A killed collection goes on when the same command is given again.
 """
@@ -98,10 +99,10 @@ class Collection:
         self.obs[i] = torch.as_tensor(self.envs[i].reset(seed=seed)[0])
 
     def draw(self, function, *shape, **kwargs):
-        """Random numbers (N, *shape), the same for each agent; one's own for each life of one."""
-        own = len(self.ids) if self.config.shared else 1
-        numbers = function(size=(own, *shape), generator=self.generator,
-                           device=self.config.device, **kwargs)
+        """Random numbers (N, *shape): the same for all agents, but not for all lives of one."""
+        n = len(self.ids) if self.config.shared else 1
+        numbers = function(size=(n, *shape), generator=self.generator, device=self.config.device,
+                           **kwargs)
         return numbers.expand(len(self.ids), *shape)
 
     @torch.no_grad()
@@ -139,7 +140,7 @@ class Collection:
                 self.learn()
 
     def learn(self):
-        """One update of every agent from its whole life so far."""
+        """One update of every agent from all that it has lived."""
         index = self.draw(torch.randint, self.config.batch, high=self.steps)            # (N, B)
         task = torch.arange(len(self.ids), device=index.device)[:, None]
         noise = self.draw(torch.randn, 2, self.config.batch, self.agents.act_dim)

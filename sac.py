@@ -1,7 +1,8 @@
 """Soft actor-critic (Haarnoja et al., 2018) for the agents of many tasks at once.
 
 Twin critics, and automatic entropy: alpha is tuned so that the policy keeps an entropy of
--act_dim. Every weight has a leading agent axis (agents: N, batch: B).
+-act_dim. Every weight has a leading agent axis (agents: N, batch: B). With --shared a single agent
+stands behind the N, and all above its nets stays the same.
 """
 import copy
 import math
@@ -15,7 +16,7 @@ from macaw import Linear
 
 def mlp(nets, agents, inputs, outputs, config):
     """`nets` nets (actor: 1, twin critics: 2) of each agent, with two hidden layers; all agents
-    begin with the same weights. If shared, the nets of a single agent for N tasks."""
+    begin with the same weights, or share one agent's for good."""
     width, inputs = config.width, inputs + agents * config.shared
     net = nn.Sequential(Linear(inputs, width, nets), nn.ReLU(), Linear(width, width, nets),
                         nn.ReLU(), Linear(width, outputs, nets))
@@ -27,7 +28,7 @@ def mlp(nets, agents, inputs, outputs, config):
 
 
 class Shared(nn.Module):
-    """One net for N tasks in the place of N nets: it is told the task by a one-hot."""
+    """One net for N tasks in the place of N nets; it is told the task by a one-hot."""
 
     def __init__(self, net, nets, tasks):
         super().__init__()
@@ -42,7 +43,7 @@ class Shared(nn.Module):
 
 class Agents(nn.Module):
     """The SAC agents of N tasks. Losses are sums over agents of batch means, so that each agent
-    receives just its own gradient."""
+    receives just its own gradient, and one that is shared everyone's."""
 
     def __init__(self, agents, obs_dim, act_dim, config):
         super().__init__()
