@@ -24,7 +24,7 @@ Where we leave the paper; [code]: as the authors' released program does; the REA
  6. Negative actions reach the advantage head (the code clips them at 0).
  7. Observations are standardised, returns divided by their deviation, over the training tasks.
  8. Meta-losses are means over tasks, not sums; weights decay; outer step sizes fall to 0.
- 9. cheetah_vel adapts by three steps, not one; D^ts of walker_params come late in life (PRESETS).
+ 9. cheetah_vel adapts by three steps, not one; ants and walkers take D^ts late in life (PRESETS).
 """
 import contextlib
 import dataclasses
@@ -93,6 +93,7 @@ class Config:
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
     "cheetah_vel": dict(steps=2500, inner_steps=3, test_steps=3),
     "cheetah_dir": dict(tasks_per_step=2, steps=2000, weight_decay=0.0),
+    "ant_dir": dict(late=0.5),
     "walker_params": dict(late=0.8),
     "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100,
                        weight_decay=0.0),
