@@ -15,7 +15,8 @@ COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73"}   # Oka
 METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT",
            "no_advantage": "no advantage head", "no_wt": "no weight transform",
            "no_wt_wide": "no weight transform, equal parameters", "maml_awr": "neither (MAML+AWR)"}
-SETTINGS = {"": "", "_one": "; one inner step", "_late": "; one inner step, D^ts late in life"}
+SETTINGS = {"": "", "_one": "; one inner step", "_late": "; one inner step, D^ts late in life",
+            "_whole": "; D^ts from whole lives"}
 NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
          for name, label in METHODS.items()}    # of run folders, and in the README
 
@@ -55,8 +56,11 @@ def results(folder, path):
     """A panel a family with the mean over seeds and the range of MACAW and the baselines; prints
     the README's table, with the ablations too."""
     families = sorted({f.parent.parent for f in pathlib.Path(folder).glob("*/*/summary.json")})
-    figure = Figure(figsize=(4.5 * len(families), 4), layout="constrained")
-    panels = figure.subplots(1, len(families), squeeze=False)[0]
+    count = (len(families) + 1) // 2                                            # of rows
+    figure = Figure(figsize=(9, 3.2 * count + 0.6), layout="constrained")
+    panels = figure.subplots(count, 2, squeeze=False).ravel()
+    for axes in panels[len(families):]:
+        axes.set_axis_off()
     print("| family | method | seeds | before | after [95% interval] | data's mean | data's end |\n"
           "|---|---|---|---|---|---|---|")
     for axes, family in zip(panels, families):
@@ -81,8 +85,8 @@ def results(folder, path):
         ticks = sorted({x[0] * 2 ** k for k in range(20)} & set(x))
         axes.set_xticks(ticks, ticks)
         axes.minorticks_off()
-    panels[0].set(ylabel="return on held-out tasks, adapted")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.supylabel("return on held-out tasks, adapted", fontsize="medium")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=150)
 
 

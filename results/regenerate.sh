@@ -11,16 +11,19 @@ for env in cheetah_dir cheetah_vel ant_dir walker_params; do
     variants="macaw meta_bc mt_awr"
     [ $env = cheetah_vel ] && variants="$variants no_advantage no_wt no_wt_wide maml_awr
         macaw_one meta_bc_one no_advantage_one no_wt_one maml_awr_one macaw_late meta_bc_late"
+    [ $env = ant_dir ] && variants="$variants macaw_whole meta_bc_whole"
     for variant in $variants; do
         for seed in 0 1 2; do
-            if [ -f data/$env.npz ] && [ ! -e results/$env/$variant-s$seed ]; then
+            if [ ! -e results/$env/$variant-s$seed ]; then
                 case $variant in
                     *_one) flags=$one_step ;;
                     *_late) flags="$one_step --late 0.8" ;;
+                    *_whole) flags="--late 0" ;;
                     *) flags= ;;
                 esac
                 method=${variant%_one}
-                echo "macaw.py --env $env --variant ${method%_late} --seed $seed $flags" \
+                method=${method%_late}
+                echo "macaw.py --env $env --variant ${method%_whole} --seed $seed $flags" \
                      "--out results/$env/$variant-s$seed"
             fi
         done
