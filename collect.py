@@ -11,7 +11,7 @@ that two agents part only as far as their tasks make them. Gaits are so more ali
 task, and what is learned from some tasks' data helps in others.
 
 The ants are one agent with N lives instead (--shared). It is told the task by a one-hot, which
-the data do not hold. An ant on its own learns to stand, and does so for 100,000 steps and more.
+the data do not hold. An ant on its own learns to stand long before it learns to run.
 
 A killed collection goes on when the same command is given again.
 """
