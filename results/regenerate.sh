@@ -16,14 +16,12 @@ for env in cheetah_dir cheetah_vel ant_dir walker_params; do
         for seed in 0 1 2; do
             if [ ! -e results/$env/$variant-s$seed ]; then
                 case $variant in
-                    *_one) flags=$one_step ;;
-                    *_late) flags="$one_step --late 0.8" ;;
-                    *_whole) flags="--late 0" ;;
-                    *) flags= ;;
+                    *_one) method=${variant%_one} flags=$one_step ;;
+                    *_late) method=${variant%_late} flags="$one_step --late 0.8" ;;
+                    *_whole) method=${variant%_whole} flags="--late 0" ;;
+                    *) method=$variant flags= ;;
                 esac
-                method=${variant%_one}
-                method=${method%_late}
-                echo "macaw.py --env $env --variant ${method%_whole} --seed $seed $flags" \
+                echo "macaw.py --env $env --variant $method --seed $seed $flags" \
                      "--out results/$env/$variant-s$seed"
             fi
         done
