@@ -16,13 +16,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import collect
-import command
 import envs
 import macaw
-import plot
 import sac
-from buffers import Batch
-from straightforward import Straightforward
+import straightforward
+from helpers import command, plot
+from helpers.buffers import Batch
+from helpers.run import Run, evaluate
 
 RELEASED = macaw.Config(latent=100, inner_steps=1)     # 5 tasks, 256 + 256, 3 x 100
 CHEETAH = 17, 6                         # numbers in an observation and in an action
@@ -34,17 +34,20 @@ def steps(config, device, obs_dim, act_dim):
     """A meta-step here, and the same step in the straightforward way, on random numbers."""
     torch.manual_seed(0)
     model, tasks = macaw.Macaw(obs_dim, act_dim, config).to(device), config.tasks_per_step
-    optimizer, theirs = model.optimizer(), Straightforward(model)
-    shapes = (obs_dim,), (act_dim,), (), (), (obs_dim,)
+    optimizer = model.optimizer()
+    shapes = (obs_dim,), (act_dim,), (), (obs_dim,), (), (), (), (obs_dim,)
     inner, outer = (Batch(*(torch.rand(tasks, size, *shape, device=device) for shape in shapes))
-                    for size in (config.inner_batch, config.outer_batch))
+                    for size in config.batch_sizes)
+
+    def ours(model, inner, outer):
+        pi, V = model.adapt(inner, config.inner_steps, train=True)
+        (sum(model.meta_losses(pi, V, outer)) / tasks).backward()
 
     def step(backward):
         optimizer.zero_grad()
-        backward(inner, outer)
+        backward(model, inner, outer)
         optimizer.step()
-    return (lambda: step(lambda *batches: sum(model.meta_loss(*batches)).backward()),
-            lambda: step(theirs.backward))
+    return lambda: step(ours), lambda: step(straightforward.backward)
 
 
 def updates(device):
@@ -125,9 +128,8 @@ def main():
         sizes = task.observation_space.shape + task.action_space.shape
         step, _ = steps(macaw.Config(**preset), device, *sizes)
         show(**{f"{name}_meta_step_ms": milliseconds(seconds / 10, step)[0]})
-    run, (update, n) = macaw.Run(macaw.Config(device=device)), updates(device)
-    show(evaluation_ms=milliseconds(seconds, lambda: macaw.evaluate(
-        run.macaw, run.buffers, draws=1))[0])
+    run, (update, n) = Run(macaw.MACAW, macaw.Config(device=device)), updates(device)
+    show(evaluation_ms=milliseconds(seconds, lambda: evaluate(run, draws=1))[0])
     show(agent_updates_per_second=1e3 * n / milliseconds(seconds, update)[0])
     for tasks in (5, 35):
         sized = steps, replace(RELEASED, tasks_per_step=tasks), "cpu", *CHEETAH

@@ -7,8 +7,8 @@
 The agents never meet, but they live in lock-step: every weight has a leading task axis, so one
 batched matrix product serves all of them (agents: N, batch: B). They live under common random
 numbers: first weights, resets, exploration noise and choice of batches are the same for all, so
-that two agents part only as far as their tasks make them. Gaits are so more alike from task to
-task, and what is learned from some tasks' data helps in others.
+that two agents part only as far as their tasks make them. So gaits are alike from task to task,
+and what is learned from some tasks' data helps in others.
 
 The ants are one agent with N lives instead (--shared). It is told the task by a one-hot, which
 the data do not hold. An ant on its own learns to stand long before it learns to run.
@@ -25,10 +25,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import buffers
-import command
 import envs
-from command import BadInput, flag
+from helpers import buffers, command
+from helpers.command import BadInput, flag
 from sac import Agents
 
 SAVE_EVERY = 5000       # steps; a killed collection loses no more
@@ -195,7 +194,7 @@ class Collection:
 
 def main(config, _):
     command.check_device(config.device)
-    out = pathlib.Path(config.out or f"data/{config.env}.npz")
+    out = pathlib.Path(config.out or buffers.default_path(config.env))
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out or delete it")
     if config.join:

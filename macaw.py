@@ -3,73 +3,61 @@
 From fixed data of many tasks, meta-learn a policy and a value function that adapt to a new task by
 one or a few gradient steps on 256 of its transitions. Read this file beside the paper:
 
-    Algorithm 1 (meta-training)                          Algorithm 2 (meta-testing)
-    line 3   initialise theta, phi    Learner            line 3    initialise      Learner
-    line 4   for n steps              train              line 4    for n steps     adapt
-    line 6   sample D^tr, D^ts        Buffers.sample     line 5    adapt phi       adapt
-    line 7   phi'   (Eq. 2)           adapt, value_loss  line 6    adapt theta     adapt
-    line 8   theta' (Eq. 1, 3, 4)     adapt, policy_loss           act             rollout
-    line 10  update phi   (Eq. 5)     meta_loss          Appendix B
-    line 11  update theta (Eq. 6)     meta_loss          weight transform  WeightTransform
+    Algorithm 1 (meta-training)                      Algorithm 2 (meta-testing)
+    line 3     initialise theta, phi   Macaw         line 3     start at theta, phi  InnerLoop
+    lines 4-6  for n steps, sample     meta_train    lines 4-7  adapt for n steps    adapt
+    line 7     phi'   (Eq. 2)          adapt                    act                  policies
+    line 8     theta' (Eq. 1, 3, 4)    adapt         Architecture
+    line 10    update phi   (Eq. 5)    meta_train    Figure 2, two heads             Policy
+    line 11    update theta (Eq. 6)    meta_train    Appendix B, layers              WeightTransform
 
     python macaw.py --env cheetah_vel                         # meta-train, then meta-test
     python macaw.py --evaluate runs/.../checkpoint.pt         # meta-test only
 
-Where we leave the paper; [code]: as the authors' released program does; the README gives reasons.
- 1. Returns end in gamma^k V(s_end) at the time limit, but in the inner value loss [code].
- 2. Advantages are standardised in the batch, their exponent is clipped at log 20 [code].
- 3. Inner step sizes, one a tensor, and lambda are meta-learned [code].
- 4. z, M and m of a weight transform adapt, not z alone [code], but M is never copied: see there.
- 5. The two batches of line 6 are disjoint (not in the code) and spread evenly over lives.
- 6. Negative actions reach the advantage head (the code clips them at 0).
- 7. Observations are standardised, returns divided by their deviation, over the training tasks.
- 8. Meta-losses are means over tasks, not sums; weights decay; outer step sizes fall to 0.
- 9. cheetah_vel adapts by three steps, not one; ants and walkers take D^ts late in life (PRESETS).
+What no paper mentions (checkpoints, evaluation, files) is in helpers/. Where a setting comes from:
+[paper], its text; [code], the authors' released program; [us], chosen here on training tasks.
+Where we leave the paper (reasons in docs/deviations.md):
+ 1. The behaviour agents of a family live under common random numbers, so their gaits agree from
+    task to task (collect.py). Of all deviations this one moves the numbers most [us].
+ 2. Returns go on with gamma^k V(s_end) at the time limit, except in the inner value loss [code].
+ 3. Weights use advantages standardised in the batch, the exponent clipped at log 20 [code]; the
+    advantage head regresses the advantage as it is.
+ 4. Inner step sizes, one for each tensor, and lambda are meta-learned [code].
+ 5. z, M and m of a weight transform adapt, not z alone [code], but M is never copied: see there.
+ 6. D^tr and D^ts share no transition, as in the paper (but not in the code), though they do share
+    episodes. Both are spread evenly over the agent's life [us]; the code takes a window for D^tr.
+ 7. Negative actions reach the advantage head; the code clips them at 0, an oversight.
+ 8. Observations are standardised, returns divided by their deviation, over the training tasks [us].
+ 9. Meta-losses are means over tasks, outer step sizes fall linearly to 0, and weights decay: z, M
+    and m, that is, not the layer's weights M z + m. Decay shrinks the learned metric [us].
+10. cheetah_vel adapts by three steps, not one; ants and walkers take D^ts late in life (PRESETS).
 """
 import contextlib
 import dataclasses
 import math
-import pathlib
-import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import higher
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-import command
 import envs
-import factored
-import plot
-import render
-from buffers import Buffers
-from command import BadInput, Diverged, flag
+from helpers import factored
+from helpers.command import flag
+from helpers.run import Method, RunConfig, main
 
-# Shapes: T tasks, B transitions of each, c latent size, n numbers in a layer's weights and bias.
-# Every layer has a leading task axis: T tasks at once by batched matrix products, no loop anywhere.
+# Shapes: N tasks, B transitions of each, c latent size, n numbers in a layer's weights and bias.
+# Every layer has a leading task axis: N tasks at once by batched matrix products, no loop anywhere.
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """[code]: the value of the authors' released configuration; [us]: chosen on training tasks."""
-    env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
-    variant: str = flag("macaw", "macaw, or what the paper compares it with; see VARIANTS")
-    steps: int = flag(4000, "n of Algorithm 1, meta-steps [us]", 1)
-    seed: int = flag(0, "of nets and batches", 0)
-    data: str = flag("", "behaviour data; data/ENV.npz when empty")
-    out: str = flag("", "run folder; a fresh one under runs/ when empty")
-    resume: bool = flag(False, "go on from the checkpoint in --out")
-    evaluate: str = flag("", "a checkpoint to meta-test, without training")
-    render: str = flag("", "a .gif to draw of a held-out task before and after adaptation")
-    device: str = flag("cpu", "cpu or cuda")
-    holdout: str = flag("", "training tasks, as in 4,12, to test on instead of the test tasks")
+class Config(RunConfig):
+    """The settings that are MACAW's own, with the paper's symbols."""
     width: int = flag(100, "units in each of the three hidden layers [code]", 1, 4096)
     latent: int = flag(32, "c, size of z; 0: layers are no transforms [us; code: 100]", 0, 4096)
     head_width: int = flag(32, "hidden units of the advantage head; 0: none [code]", 0, 4096)
-    multi_task: bool = flag(False, "one net told tasks apart, Adam steps in testing (MT+FT)")
     sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
-    gamma: float = flag(0.99, "discount [code]", 0, 1)
     temperature: float = flag(1.0, "T of Eq. 1 [code]", 1e-3)
     max_weight: float = flag(20.0, "largest advantage weight exp(A / T) [code]", 1)
     bootstrap: bool = flag(True, "returns go on with V at the time limit [code]")
@@ -79,15 +67,16 @@ class Config:
     value_lr: float = flag(1e-3, "eta_2, Adam [us; code: 1e-5]", 0, 10)
     step_lr: float = flag(1e-3, "Adam, of inner step sizes and lambda [code]", 0, 10)
     weight_decay: float = flag(1.0, "of theta and phi, times their step size [us; code: 0]", 0, 100)
-    tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
-    inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
+    multi_task: bool = flag(False, "one net told tasks apart, Adam steps in testing (MT+FT)")
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
     late: float = flag(0.0, "D^ts comes from this share of a life on [paper]", 0, 0.99)
-    inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 1, 100)
+    inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 0, 100)
     test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
-    eval_every: int = flag(500, "meta-steps between two evaluations", 1)
-    eval_draws: int = flag(2, "adaptation batches and episodes of a task in an evaluation", 1, 1000)
-    final_draws: int = flag(20, "the same at the end", 1, 1000)
+
+    @property
+    def batch_sizes(self):
+        """Of D^tr and D^ts."""
+        return self.inner_batch, self.outer_batch
 
 
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
@@ -106,23 +95,23 @@ VARIANTS = {                                    # the paper's ablations and base
     "no_wt_wide": dict(latent=0, width=621),                        # at equal parameter count
     "maml_awr": dict(latent=0, head_width=0),
     "meta_bc": dict(head_width=0, temperature=1e9),                 # all advantage weights are 1
-    "mt_awr": dict(multi_task=True, latent=0, head_width=0, inner_lr=1e-3, test_steps=20),
+    "mt_awr": dict(multi_task=True, latent=0, head_width=0, inner_steps=0, test_steps=20),  # MT+FT
 }
 
 
 # ----------------------------------------------------------------------------- layers and networks
 class Linear(nn.Module):
-    """y = x W + b for T tasks at once; theta (T, n) holds W (in x out), then b (out)."""
+    """y = x W + b for N tasks at once; w (N, n) holds W (in x out), then b (out)."""
 
     def __init__(self, inputs, outputs, tasks=1):
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
         bound = inputs ** -0.5
-        theta = torch.empty(tasks, (inputs + 1) * outputs).uniform_(-bound, bound)
-        self.theta = nn.Parameter(theta)
+        w = torch.empty(tasks, (inputs + 1) * outputs).uniform_(-bound, bound)
+        self.w = nn.Parameter(w)
 
-    def forward(self, x):                                               # (T, B, in)
-        W, b = self.theta.split([self.inputs * self.outputs, self.outputs], -1)
+    def forward(self, x):                                               # (N, B, in)
+        W, b = self.w.split([self.inputs * self.outputs, self.outputs], -1)
         return torch.baddbmm(b[:, None], x, W.view(-1, self.inputs, self.outputs))
 
 
@@ -137,10 +126,10 @@ class Policy(nn.Module):
                                   if head_width else [])
 
     def forward(self, obs, action=None):
-        """Means (T, B, act) in [-1, 1]; with actions given, advantages (T, B) too."""
-        h = obs                                                         # (T, B, obs)
+        """Means (N, B, act) in [-1, 1]; with actions given, advantages (N, B) too."""
+        h = obs                                                         # (N, B, obs)
         for layer in self.hidden:
-            h = layer(h).relu()                                         # (T, B, width)
+            h = layer(h).relu()                                         # (N, B, width)
         mean = self.mean(h).tanh()
         if action is None:
             return mean
@@ -148,16 +137,18 @@ class Policy(nn.Module):
 
 
 class Value(nn.Module):
+    """V(s), a net of its own."""
+
     def __init__(self, obs_dim, width):
         super().__init__()
         self.hidden = nn.ModuleList(Linear(inputs, width) for inputs in (obs_dim, width, width))
         self.value = Linear(width, 1)
 
     def forward(self, obs):
-        """V(s) (T, B) of observations (T, B, obs)."""
+        """Values (N, B) of observations (N, B, obs)."""
         h = obs
         for layer in self.hidden:
-            h = layer(h).relu()                                         # (T, B, width)
+            h = layer(h).relu()                                         # (N, B, width)
         return self.value(h).squeeze(-1)
 
 
@@ -165,16 +156,23 @@ def inverse_softplus(x):
     return math.log(math.expm1(x))
 
 
-class WeightTransform(nn.Module):
-    """A layer's weights as theta = M z + m (Appendix B), and what a gradient step makes of them.
+class Memory(NamedTuple):
+    """What a weight transform remembers of the k steps of an adaptation so far."""
+    times_M: Callable       # x M for x (N, n), transposed x M^T for x (N, c)
+    d: list                 # d_0 ... d_{k-1}, the gradients with respect to w (N, n)
+    z: list                 # z_0 ... z_k (N, c)
 
-    The authors' inner step moves all three by their step sizes a_z, a_M, a_m. With d = dL/dtheta,
+
+class WeightTransform(nn.Module):
+    """A layer's weights as w = M z + m (Appendix B), and what a gradient step makes of them.
+
+    The authors' inner step moves all three by their step sizes a_z, a_M, a_m. With d = dL/dw,
 
         z' = z - a_z M^T d        M' = M - a_M d z^T        m' = m - a_m d
 
-    so theta' = M' z' + m' = theta - [a_z M M^T + (a_m + a_M z.z') I] d: a gradient step under a
-    learned metric, low rank plus diagonal. We take that step without forming M', which is n x c
-    for every task. After k steps M_k = M - a_M sum_j d_j z_j^T, so the pairs (d_j, z_j) suffice.
+    so w' = M' z' + m' = w - [a_z M M^T + (a_m + a_M z.z') I] d: a gradient step under a learned
+    metric, low rank plus diagonal. We take that step without forming M', which is n x c for every
+    task. After k steps M_k = M - a_M sum_j d_j z_j^T, so the pairs (d_j, z_j) suffice.
     """
 
     def __init__(self, inputs, outputs, latent, inner_lr):
@@ -186,25 +184,24 @@ class WeightTransform(nn.Module):
         self.log_lr = nn.Parameter(torch.full((3,), inverse_softplus(inner_lr)))
 
     def initial(self):
-        """theta_0 (1, n), and the memory of an adaptation: M's product, all d_j (T, n), z_j."""
+        """The weights w_0 (1, n) before adaptation, and a fresh memory."""
         times_M = factored.times(self.M)
-        return times_M(self.z, transposed=True) + self.m, (times_M, [], [self.z])
+        return times_M(self.z, transposed=True) + self.m, Memory(times_M, d=[], z=[self.z])
 
     def step(self, d, memory):
-        """theta_k - theta_{k+1} (T, n) for d = dL/dtheta_k (T, n)."""
+        """w_k - w_{k+1} (N, n) for d = dL/dw_k (N, n); the memory grows by d and z_{k+1}."""
         a_z, a_M, a_m = F.softplus(self.log_lr)
-        times_M, ds, zs = memory
-        g = times_M(d)                                      # M_k^T d, the gradient of z: (T, c)
-        for d_j, z_j in zip(ds, zs):
+        g = memory.times_M(d)                               # M_k^T d, the gradient of z: (N, c)
+        for d_j, z_j in zip(memory.d, memory.z):
             g = g - a_M * (d_j * d).sum(-1, keepdim=True) * z_j
         dz = a_z * g                                        # z_k - z_{k+1}
-        dtheta = times_M(dz, transposed=True)               # M_k (z_k - z_{k+1}): (T, n)
-        for d_j, z_j in zip(ds, zs):
-            dtheta = dtheta - a_M * (z_j * dz).sum(-1, keepdim=True) * d_j
-        z, z_next = zs[-1], zs[-1] - dz
-        ds.append(d)
-        zs.append(z_next)
-        return dtheta + (a_m + a_M * (z * z_next).sum(-1, keepdim=True)) * d
+        dw = memory.times_M(dz, transposed=True)            # M_k (z_k - z_{k+1}): (N, n)
+        for d_j, z_j in zip(memory.d, memory.z):
+            dw = dw - a_M * (z_j * dz).sum(-1, keepdim=True) * d_j
+        z, z_next = memory.z[-1], memory.z[-1] - dz
+        memory.d.append(d)
+        memory.z.append(z_next)
+        return dw + (a_m + a_M * (z * z_next).sum(-1, keepdim=True)) * d
 
 
 class FullyConnected(Linear):
@@ -215,7 +212,7 @@ class FullyConnected(Linear):
         self.log_lr = nn.Parameter(torch.full((2,), inverse_softplus(inner_lr)))
 
     def initial(self):
-        return self.theta, None
+        return self.w, None
 
     def step(self, d, memory):
         a_W, a_b = F.softplus(self.log_lr)
@@ -223,108 +220,119 @@ class FullyConnected(Linear):
         return lr * d
 
 
-class Learner(nn.Module):
-    """The meta-parameters of a network, one transform a layer, and its inner loop."""
+class InnerLoop(nn.Module):
+    """The meta-parameters of one net, a transform for each of its layers, and its inner steps."""
 
-    def __init__(self, make_net, config):
+    def __init__(self, net, config):
         super().__init__()
-        self.config, self.make_net = config, make_net
-        with torch.device("meta"):                          # shapes without numbers, which come
-            self.net = [make_net()]                         # from the transforms; hidden in a list,
-        layers = [m for m in self.net[0].modules() if isinstance(m, Linear)]    # nothing to train
+        self.config = config
+        object.__setattr__(self, "net", net)    # no submodule: the net holds shapes, no numbers
         self.transforms = nn.ModuleList(
             WeightTransform(layer.inputs, layer.outputs, config.latent, config.inner_lr)
             if config.latent else FullyConnected(layer.inputs, layer.outputs, config.inner_lr)
-            for layer in layers)
+            for layer in net.modules() if isinstance(layer, Linear))
 
     @contextlib.contextmanager
-    def inner_loop(self, tasks, train):
-        """A net of `tasks` copies of the initial weights, and a step that adapts them; `train`
-        keeps the graph through the steps, for meta-gradients."""
-        net, fine_tune = self.net[0], self.config.multi_task
-        sgd = (torch.optim.Adam(net.parameters(), self.config.inner_lr) if fine_tune else
-               torch.optim.SGD(net.parameters(), lr=1.0))
-        with higher.innerloop_ctx(net, sgd, copy_initial_weights=False,
-                                  track_higher_grads=train) as (fast, optimizer):
-            thetas, memories = zip(*(t.initial() for t in self.transforms))
-            fast.update_params([theta.expand(tasks, -1) for theta in thetas])
+    def start(self, tasks, train):
+        """A net with `tasks` copies of the initial weights, and a function that adapts it by a step
+        down a loss; `train` keeps the graph through the steps, for the meta-gradient."""
+        fine_tune = self.config.multi_task      # MT+FT adapts by plain Adam, no learned step
+        # SGD with step size 1 subtracts what `transformed` puts in the gradients' place: our step
+        optimizer = (torch.optim.Adam(self.net.parameters(), self.config.inner_lr) if fine_tune else
+                     torch.optim.SGD(self.net.parameters(), lr=1.0))
+        with higher.innerloop_ctx(self.net, optimizer, copy_initial_weights=False,
+                                  track_higher_grads=train) as (net, optimizer):
+            weights, memories = zip(*(t.initial() for t in self.transforms))
+            net.update_params([w.expand(tasks, -1) for w in weights])
 
-            def transform(gradients):
+            def transformed(gradients):
                 return [t.step(d, memory)
                         for t, d, memory in zip(self.transforms, gradients, memories)]
-            yield fast, lambda loss: optimizer.step(
-                loss, grad_callback=None if fine_tune else transform)
+            yield net, lambda loss: optimizer.step(
+                loss, grad_callback=None if fine_tune else transformed)
 
 
 # ------------------------------------------------------------------------------ losses, adaptation
-def returns(V, batch, bootstrap):
-    """R_D(s, a) (T, B): the Monte Carlo return, going on with V where time alone ended it.
+# Losses are sums over tasks of each task's mean: a task's weights get just their own gradient.
 
-    Without the tail late steps look too good (rewards are negative here), for V(s) sees no clock.
+def returns(V, batch, bootstrap):
+    """R_D(s, a) (N, B): the Monte Carlo return, going on with V where time alone ended it.
+
+    V(s) sees no clock. Without the tail, late steps look too good where rewards are negative, and
+    too bad where they are positive, just because little time is left.
     """
     if not bootstrap:
         return batch.mc_return
-    with torch.no_grad():
+    with torch.no_grad():                                       # a target, nothing to train
         return batch.mc_return + batch.discount * V(batch.last_obs)
 
 
-def value_loss(V, batch, bootstrap):
-    """L_V (Eq. 2), summed over tasks so that each task's weights get just their own gradient, and
-    the advantages R - V(s) (T, B) under the same V, without gradient."""
-    advantage = returns(V, batch, bootstrap) - V(batch.obs)
-    return advantage.square().mean(-1).sum(), advantage.detach()
+def advantages(V, batch, bootstrap):
+    """A(s, a) = R_D(s, a) - V(s), (N, B)."""
+    return returns(V, batch, bootstrap) - V(batch.obs)
+
+
+def value_loss(advantage):
+    """L_V (Eq. 2): the mean square of R_D(s, a) - V(s), hence of the advantage (N, B)."""
+    return advantage.square().mean(-1).sum()
 
 
 def advantage_weights(advantage, config):
-    """exp(A / T) of Eq. 1 for A (T, B) standardised in each task's batch, at most max_weight."""
+    """exp(A / T) of Eq. 1 for A (N, B) standardised in each task's batch, at most max_weight."""
     centred = advantage - advantage.mean(-1, keepdim=True)
-    scaled = centred / advantage.std(-1, keepdim=True).clamp_min(1e-4)
+    scaled = centred / advantage.std(-1, keepdim=True).clamp_min(1e-4)      # A may be constant
     return (scaled / config.temperature).clamp_max(math.log(config.max_weight)).exp()
 
 
 def policy_loss(pi, batch, advantage, config, coef=None):
-    """L^AWR (Eq. 1), given lambda L_pi = L^AWR + lambda L^ADV (Eq. 3, 4); summed over tasks."""
+    """L^AWR (Eq. 1) or, given lambda, L_pi = L^AWR + lambda L^ADV (Eq. 3, 4)."""
+    advantage = advantage.detach()                  # a weight and a target: V has its own loss
     mean, predicted = (pi(batch.obs), None) if coef is None else pi(batch.obs, batch.action)
     log_prob = (-0.5 * ((batch.action - mean) / config.sigma).square()
-                - math.log(config.sigma * math.sqrt(2 * math.pi))).sum(-1)          # (T, B)
+                - math.log(config.sigma * math.sqrt(2 * math.pi))).sum(-1)          # (N, B)
     loss = -log_prob * advantage_weights(advantage, config)
     if coef is not None:
-        loss = loss + coef * (predicted - advantage).square()
+        loss = loss + coef * (predicted - advantage).square()       # the advantage as it is
     return loss.mean(-1).sum()
 
 
 class Macaw(nn.Module):
-    """All that meta-training learns: theta, phi, their step sizes and lambda."""
+    """All that meta-training learns: theta, phi, their inner step sizes and lambda (line 3)."""
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
         self.config = config
-        self.policy = Learner(lambda: Policy(obs_dim, act_dim, config.width, config.head_width),
-                              config)
-        self.value = Learner(lambda: Value(obs_dim, config.width), config)
+        with torch.device("meta"):              # shapes without numbers, which come from transforms
+            policy = Policy(obs_dim, act_dim, config.width, config.head_width)
+            value = Value(obs_dim, config.width)
+        self.policy, self.value = InnerLoop(policy, config), InnerLoop(value, config)
         if config.head_width:
             self.log_coef = nn.Parameter(torch.tensor(inverse_softplus(config.advantage_coef)))
 
-    def adapt(self, batch, steps, train):
-        """theta', phi': nets adapted to each task of the batch (lines 7-8; Alg. 2, lines 4-7)."""
-        config = self.config
+    def adapt(self, D, steps, train=False):
+        """theta', phi': policies and value functions of N tasks, adapted to their batches D by
+        Algorithm 2, which lines 7 and 8 of Algorithm 1 take with n = `steps` too."""
+        config, tasks = self.config, len(D.obs)
         coef = F.softplus(self.log_coef) if config.head_width else None
-        with (self.value.inner_loop(len(batch.obs), train) as (V, step_value),
-              self.policy.inner_loop(len(batch.obs), train) as (pi, step_policy)):
-            for _ in range(steps):
-                step_value(value_loss(V, batch, bootstrap=False)[0])
+        with (self.value.start(tasks, train) as (V, step_value),
+              self.policy.start(tasks, train) as (pi, step_policy)):
+            for _ in range(steps):                                          # Algorithm 2, line 4
+                step_value(value_loss(advantages(V, D, bootstrap=False)))           # line 5
                 with torch.no_grad():
-                    advantage = value_loss(V, batch, config.bootstrap)[1]
-                step_policy(policy_loss(pi, batch, advantage, config, coef))
+                    advantage = advantages(V, D, config.bootstrap)          # by the adapted V
+                step_policy(policy_loss(pi, D, advantage, config, coef))            # line 6
             return pi, V
 
-    def meta_loss(self, inner, outer):
-        """The losses of the adapted nets on D^ts, means over tasks (Eq. 5 and 6; lines 10-11)."""
-        config, tasks = self.config, len(outer.obs)
-        pi, V = self.adapt(inner, 0 if config.multi_task else config.inner_steps, train=True)
-        loss_V, advantage = value_loss(V, outer, config.bootstrap)
-        loss_pi = policy_loss(pi, outer, advantage, config)
-        return loss_V / tasks, loss_pi / tasks
+    def policies(self, D, adapted=True):
+        """A function of observations (N, B, obs) that gives the mean actions (N, B, act) of each
+        task's policy, adapted to its batch D or as meta-training left it."""
+        pi, _ = self.adapt(D, self.config.test_steps if adapted else 0)
+        return pi
+
+    def meta_losses(self, pi, V, D):
+        """L_V and L^AWR of the adapted nets on other data D of their tasks (Eq. 5 and 6)."""
+        advantage = advantages(V, D, self.config.bootstrap)
+        return value_loss(advantage), policy_loss(pi, D, advantage, self.config)
 
     def optimizer(self):
         """AdamW over everything, in three groups: theta, phi, and the inner steps."""
@@ -338,163 +346,18 @@ class Macaw(nn.Module):
                                   group(self, True, config.step_lr, 0.0)], fused=True)
 
 
-# --------------------------------------------------------------------------- rollout, evaluation
-@torch.no_grad()
-def rollout(pi, environments, seeds, buffers):
-    """Undiscounted returns (T,) of an episode of the T policies' mean actions, in lock-step."""
-    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds)])
-    total, alive = np.zeros(len(obs)), np.ones(len(obs), bool)
-    while alive.any():
-        x = buffers.with_id(buffers.standardise(obs)[:, None])             # (T, 1, obs)
-        action = pi(x)[:, 0].cpu().numpy()
-        for i in np.flatnonzero(alive):
-            obs[i], reward, terminated, truncated, _ = environments[i].step(action[i])
-            total[i] += reward
-            alive[i] = not (terminated or truncated)
-    return total
+def meta_train(run, until):
+    """Algorithm 1, up to meta-step `until`."""
+    config, macaw = run.config, run.learner
+    for _ in run.steps(until):                                                      # line 4
+        tasks = run.choose(config.tasks_per_step)                                   # line 5
+        D_tr, D_ts = run.sample(tasks, config.batch_sizes, begin=(0.0, config.late))    # line 6
+        pi, V = macaw.adapt(D_tr, config.inner_steps, train=True)                   # lines 7, 8
+        loss_V, loss_pi = macaw.meta_losses(pi, V, D_ts)
+        run.descend(value_loss=loss_V / len(tasks), policy_loss=loss_pi / len(tasks))   # 10, 11
 
 
-def evaluate(macaw, buffers, draws):
-    """Algorithm 2 on the held-out tasks: mean returns before and after adaptation, (tasks,) each.
-
-    Each task is adapted to `draws` batches of its buffer, each followed by an episode. Batches and
-    episodes are the same at every evaluation, and no random stream of the training is touched.
-    """
-    config, tasks = macaw.config, [i for i in buffers.test for _ in range(draws)]
-    environments = [envs.make(config.env, envs.FAMILIES[config.env].tasks[i]) for i in tasks]
-    batch, = buffers.sample(tasks, [config.inner_batch], torch.Generator().manual_seed(0))
-    results = []
-    for steps in (0, config.test_steps):
-        pi, _ = macaw.adapt(batch, steps, train=False)
-        returns = rollout(pi, environments, range(len(tasks)), buffers)
-        results.append(returns.reshape(-1, draws).mean(-1))
-    for env in environments:
-        env.close()
-    return results
-
-
-# --------------------------------------------------------------------------------------- training
-class Run:
-    """Everything that training changes, hence everything that a checkpoint holds."""
-
-    def __init__(self, config, state=None):
-        self.config = config
-        self.rank, self.world = command.processes(config)
-        path = config.data or pathlib.Path(__file__).parent / f"data/{config.env}.npz"
-        self.buffers = Buffers(path, config, state and state["stats"])
-        torch.manual_seed(config.seed)                              # for the first weights
-        self.macaw = Macaw(self.buffers.obs_dim, self.buffers.act_dim, config).to(config.device)
-        self.optimizer = self.macaw.optimizer()
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.step, self.seconds, self.rows = 0, 0.0, []
-        if state:
-            self.macaw.load_state_dict(state["macaw"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.generator.set_state(state["generator"])
-            self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
-
-    def save(self, folder):
-        with command.replacing(folder / "checkpoint.pt") as file:
-            torch.save(dict(
-                format=command.CHECKPOINT_FORMAT, config=dataclasses.asdict(self.config),
-                stats=self.buffers.stats, macaw=self.macaw.state_dict(), step=self.step,
-                optimizer=self.optimizer.state_dict(), generator=self.generator.get_state(),
-                seconds=self.seconds, rows=self.rows), file)
-        command.save_csv(folder / "metrics.csv", self.rows)
-
-    def meta_step(self):
-        """Lines 5-11 of Algorithm 1 on a meta-batch of tasks; the losses (L_V, L_pi).
-
-        Under torchrun each process takes some of the tasks, and gradients are added up.
-        """
-        config, train = self.config, self.buffers.train
-        chosen = torch.randperm(len(train), generator=self.generator)[:config.tasks_per_step]
-        batches = self.buffers.sample([train[i] for i in chosen],
-                                      [config.inner_batch, config.outer_batch],
-                                      self.generator, (0.0, config.late), known=True)
-        inner, outer = (batch.part(self.rank, self.world) for batch in batches)
-        losses = torch.stack(self.macaw.meta_loss(inner, outer)) * len(inner.obs) / len(chosen)
-        self.optimizer.zero_grad()
-        losses.sum().backward()
-        gradients = [p.grad for p in self.macaw.parameters() if p.grad is not None]
-        command.sum_over_processes([losses.detach(), *gradients])
-        numbers = [*losses.tolist(), torch.nn.utils.get_total_norm(gradients).item()]
-        for term, x in zip(("value loss", "policy loss", "norm of the meta-gradient"), numbers):
-            if not math.isfinite(x):
-                raise Diverged(f"the {term} is {x} at step {self.step + 1}, before the update; "
-                               "the last checkpoint is good: try smaller step sizes")
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (1 - self.step / config.steps)
-        self.optimizer.step()
-        self.step += 1
-        return numbers[:2]
-
-
-def train(run, folder):
-    """Algorithm 1, with an evaluation and a checkpoint now and then; returns the summary."""
-    config, start, losses = run.config, time.time() - run.seconds, []
-    bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=None)
-    while run.step < config.steps:
-        losses.append(run.meta_step())
-        bar.update()
-        if run.step % config.eval_every == 0 or run.step == config.steps:
-            before, after = (x.mean() for x in evaluate(run.macaw, run.buffers, config.eval_draws))
-            loss_V, loss_pi = np.mean(losses, 0)
-            losses, run.seconds = [], time.time() - start
-            run.rows.append(dict(step=run.step, seconds=round(run.seconds, 1),
-                                 value_loss=float(loss_V), policy_loss=float(loss_pi),
-                                 before=float(before), after=float(after)))
-            run.save(folder)
-            bar.write(f"step {run.step:6d}  {run.seconds:5.0f} s  loss V {loss_V:.4f}  "
-                      f"pi {loss_pi:.4f}  return before {before:7.1f}  after {after:7.1f}")
-    bar.close()
-    return summary(run)
-
-
-def summary(run):
-    """What `summary.json` holds: returns on the held-out tasks at the last checkpoint."""
-    config, buffers = run.config, run.buffers
-    before, after = evaluate(run.macaw, buffers, config.final_draws)
-    tasks = [dict(id=i, before=float(b), after=float(a), behavior_final=buffers.behavior_final[i],
-                  behavior_mean=buffers.behavior_mean[i])
-             for i, b, a in zip(buffers.test, before, after)]
-    means = {name: float(np.mean([task[name] for task in tasks])) for name in tasks[0]
-             if name != "id"}
-    return dict(env=config.env, variant=config.variant, seed=config.seed, steps=run.step,
-                seconds=round(run.seconds, 1),
-                steps_per_second=round(run.step / max(run.seconds, 1e-9), 2), **means, tasks=tasks)
-
-
-def main(config, given):
-    command.check_device(config.device)
-    state = None
-    if config.evaluate or config.resume:
-        if not config.evaluate and not config.out:
-            raise BadInput("--resume needs --out, the folder of the run to go on with")
-        state = command.load_checkpoint(config.evaluate or f"{config.out}/checkpoint.pt", given)
-        config = Config(**{**state["config"], "render": "", **given})
-    run = Run(config, state)
-    if config.render:                                       # what cannot be drawn, fails now
-        render.camera(config.env, envs.FAMILIES[config.env].tasks[0]).close()
-    if config.evaluate:
-        result = summary(run)
-    elif run.rank:                                          # the first process does the rest
-        while run.step < config.steps:
-            run.meta_step()
-        return
-    else:
-        folder = command.run_folder(config)
-        command.save_json(folder / "config.json", dataclasses.asdict(config))
-        print(f"{config.variant} on {config.env}: {len(run.buffers.train)} training tasks, "
-              f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
-        run.save(folder)                                    # so that a kill at any moment resumes
-        result = train(run, folder)
-        command.save_json(folder / "summary.json", result)
-        plot.curve([folder], folder / "curve.png")
-    command.report(result)
-    if config.render:
-        render.side_by_side(run, rollout, config.render)
-
+MACAW = Method(Macaw, Config, meta_train, PRESETS, VARIANTS)
 
 if __name__ == "__main__":
-    command.command_line(main, Config, dict(env=PRESETS, variant=VARIANTS), __doc__)
+    main(MACAW, __doc__)

@@ -1,62 +1,88 @@
-"""The meta-step in the straightforward way: task by task, every tensor of a layer copied for each.
+"""MACAW's meta-step as the paper's text says it: task by task, every tensor of a layer copied.
 
-Equal to macaw.py's in all numbers, and what that is measured against (bench.py). Here z, M and m
-are ordinary parameters to `higher`, so each task has its own M' (n x c), as in the paper's text.
+Equal to macaw.py's in all numbers; for reading beside it, for the tests, and for the benchmark to
+measure against. No task axis, no `higher`, no shortcut: z, M and m of each layer move by gradient
+descent, so each task has an M' of its own (n x c numbers).
 """
-import higher
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 import macaw
 
 
-class CopiedLayer(nn.Module):
-    """y = x W + b with (W, b) = M z + m, all three adapted by plain gradient descent."""
+class TransformLayer:
+    """A layer with the weights M z + m, each of the three with a step size."""
 
-    def __init__(self, layer, transform):
-        super().__init__()
+    def __init__(self, transform):
         self.z, self.M, self.m = transform.z, transform.M, transform.m
-        self.inputs, self.outputs = layer.inputs, layer.outputs
+        self.step_sizes = F.softplus(transform.log_lr)
 
-    def forward(self, x):                                               # (1, B, in)
-        theta = self.z @ self.M.T + self.m
-        W, b = theta.split([self.inputs * self.outputs, self.outputs], -1)
-        return x @ W.view(1, self.inputs, self.outputs) + b
+    def tensors(self):
+        return [self.z, self.M, self.m]
+
+    def weights(self):
+        return self.z @ self.M.T + self.m                                           # (1, n)
+
+    def descend(self, d_z, d_M, d_m):
+        a_z, a_M, a_m = self.step_sizes
+        self.z, self.M, self.m = self.z - a_z * d_z, self.M - a_M * d_M, self.m - a_m * d_m
 
 
-class Straightforward:
-    """Takes meta-steps for a Macaw with weight transforms, whose parameters it shares."""
+class OrdinaryLayer:
+    """A layer with the weights (W, b), both with a step size."""
 
-    def __init__(self, model):
-        self.model, self.nets, self.optimizers = model, [], []
-        for learner in (model.value, model.policy):
-            net = learner.make_net()
-            layers = [x for x in net.named_modules() if isinstance(x[1], macaw.Linear)]
-            for (name, layer), transform in zip(layers, learner.transforms):
-                net.set_submodule(name, CopiedLayer(layer, transform))
-            self.nets.append(net)
-            self.optimizers.append(torch.optim.SGD([dict(params=[p]) for p in net.parameters()],
-                                                   lr=1.0))
+    def __init__(self, layer):
+        inputs = layer.inputs * layer.outputs
+        self.W, self.b = layer.w[:, :inputs], layer.w[:, inputs:]
+        self.step_sizes = F.softplus(layer.log_lr)
 
-    def backward(self, inner, outer):
-        """Adds the meta-gradient of sum(model.meta_loss(inner, outer)) to the parameters."""
-        config, learners = self.model.config, (self.model.value, self.model.policy)
-        tasks = len(inner.obs)
-        for i in range(tasks):
-            coef = F.softplus(self.model.log_coef) if config.head_width else None
-            D_tr, D_ts = (batch.part(i, tasks) for batch in (inner, outer))
-            rates = [[lr for t in learner.transforms for lr in F.softplus(t.log_lr)]
-                     for learner in learners]
-            value, policy = (higher.innerloop_ctx(net, optimizer, copy_initial_weights=False,
-                                                  override=dict(lr=lr))
-                             for net, optimizer, lr in zip(self.nets, self.optimizers, rates))
-            with value as (V, value_step), policy as (pi, policy_step):
-                for _ in range(config.inner_steps):
-                    value_step.step(macaw.value_loss(V, D_tr, bootstrap=False)[0])
-                    with torch.no_grad():
-                        advantage = macaw.value_loss(V, D_tr, config.bootstrap)[1]
-                    policy_step.step(macaw.policy_loss(pi, D_tr, advantage, config, coef))
-                loss_V, advantage = macaw.value_loss(V, D_ts, config.bootstrap)
-                loss_pi = macaw.policy_loss(pi, D_ts, advantage, config)
-                ((loss_V + loss_pi) / tasks).backward()
+    def tensors(self):
+        return [self.W, self.b]
+
+    def weights(self):
+        return torch.cat([self.W, self.b], -1)                                      # (1, n)
+
+    def descend(self, d_W, d_b):
+        a_W, a_b = self.step_sizes
+        self.W, self.b = self.W - a_W * d_W, self.b - a_b * d_b
+
+
+class TaskNet:
+    """One task's policy or value function: the meta-learned one at first, then adapted."""
+
+    def __init__(self, inner_loop):
+        self.net = inner_loop.net
+        self.names = [name for name, _ in self.net.named_parameters()]
+        layer = TransformLayer if inner_loop.config.latent else OrdinaryLayer
+        self.layers = [layer(transform) for transform in inner_loop.transforms]
+
+    def __call__(self, *inputs):
+        weights = {name: layer.weights() for name, layer in zip(self.names, self.layers)}
+        return torch.func.functional_call(self.net, weights, inputs)
+
+    def descend(self, loss):
+        """A gradient step that can itself be differentiated."""
+        tensors = [x for layer in self.layers for x in layer.tensors()]
+        gradients = iter(torch.autograd.grad(loss, tensors, create_graph=True))
+        for layer in self.layers:
+            layer.descend(*(next(gradients) for _ in layer.tensors()))
+
+
+def adapt(model, D_tr):
+    """Lines 7 and 8 of Algorithm 1 for one task: theta', phi'."""
+    config, pi, V = model.config, TaskNet(model.policy), TaskNet(model.value)
+    coef = F.softplus(model.log_coef) if config.head_width else None
+    for _ in range(config.inner_steps):
+        V.descend(macaw.value_loss(macaw.advantages(V, D_tr, bootstrap=False)))
+        advantage = macaw.advantages(V, D_tr, config.bootstrap)
+        pi.descend(macaw.policy_loss(pi, D_tr, advantage, config, coef))
+    return pi, V
+
+
+def backward(model, inner, outer):
+    """Adds the meta-gradient of Eq. 5 and 6 to the model's parameters, task by task."""
+    tasks = len(inner.obs)
+    for i in range(tasks):
+        D_tr, D_ts = inner.part(i, tasks), outer.part(i, tasks)
+        pi, V = adapt(model, D_tr)
+        (sum(model.meta_losses(pi, V, D_ts)) / tasks).backward()

@@ -8,7 +8,7 @@ import torch
 
 
 def times(M):
-    """A function of x: x M for x (T, n), transposed x M^T for x (T, c); M is (n, c)."""
+    """A function of x: x M for x (N, n), transposed x M^T for x (N, c); M is (n, c)."""
     factors = []
     token, values = Gather.apply(M, factors), M.detach()
 

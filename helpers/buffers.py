@@ -1,5 +1,6 @@
 """The offline buffers D_i of the training and test tasks: reading a data file, sampling batches."""
 import json
+import pathlib
 import zipfile
 import zlib
 from typing import NamedTuple
@@ -8,23 +9,32 @@ import numpy as np
 import torch
 
 import envs
-from command import BadInput, replacing
+from helpers.command import BadInput, replacing
 
 DATA_FORMAT = 1
 
 
 class Batch(NamedTuple):
-    """B transitions of each of T tasks."""
-    obs: torch.Tensor           # (T, B, obs) standardised
-    action: torch.Tensor        # (T, B, act)
-    mc_return: torch.Tensor     # (T, B) discounted rewards from here to the end of the episode
-    discount: torch.Tensor      # (T, B) gamma^k, k steps before the time limit; 0 if terminated
-    last_obs: torch.Tensor      # (T, B, obs) the state after the episode's last step
+    """B transitions of each of N tasks. MACAW learns from whole returns, methods with a critic from
+    single transitions; to gather what one of them leaves aside costs a thousandth of a step."""
+    obs: torch.Tensor           # (N, B, obs) standardised
+    action: torch.Tensor        # (N, B, act)
+    reward: torch.Tensor        # (N, B) in units of the returns' deviation
+    next_obs: torch.Tensor      # (N, B, obs)
+    terminated: torch.Tensor    # (N, B) 1 where the episode truly ended here, not by time
+    mc_return: torch.Tensor     # (N, B) discounted rewards from here to the end of the episode
+    discount: torch.Tensor      # (N, B) gamma^k, k steps before the time limit; 0 if terminated
+    last_obs: torch.Tensor      # (N, B, obs) the state after the episode's last step
 
     def part(self, rank, world):
         """Every world-th task from the rank-th on: what falls to one of several processes, or one
-        task of T for part(i, T)."""
+        task of N for part(i, N)."""
         return Batch(*(x[rank::world] for x in self))
+
+
+def default_path(env):
+    """Where the behaviour data of a family lies, wherever the program was started."""
+    return pathlib.Path(__file__).parent.parent / f"data/{env}.npz"
 
 
 def read(path, env):
@@ -162,6 +172,8 @@ class Buffers:
         self.obs = self.standardise(x["observations"])
         self.action, self.discount = tensor(x["actions"]), tensor(discount)
         self.mc_return = tensor(returns) / stats["return_scale"]
+        self.reward = tensor(x["rewards"]) / stats["return_scale"]
+        self.terminated = tensor(x["terminations"])
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
         self.first, self.count = torch.zeros(2, ids.max() + 1, 1, dtype=torch.long)
         self.first[ids, 0], self.count[ids, 0] = torch.as_tensor(first), torch.as_tensor(count)
@@ -176,9 +188,10 @@ class Buffers:
         if config.tasks_per_step > len(self.train):
             raise BadInput(f"--tasks-per-step {config.tasks_per_step} is more than the "
                            f"{len(self.train)} training tasks; give that or less")
-        need = 2 * max(config.inner_batch, config.outer_batch)
+        sizes = config.batch_sizes
+        need = len(sizes) * max(sizes)
         if count.min() < need:
-            raise BadInput(f"{path} has {count.min()} transitions of a task; the two batches of a "
+            raise BadInput(f"{path} has {count.min()} transitions of a task; the batches of a "
                            f"meta-step need {need}: make them smaller or collect more")
 
     def standardise(self, obs):
@@ -186,8 +199,12 @@ class Buffers:
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.stats["obs_mean"].device)
         return (obs - self.stats["obs_mean"]) / self.stats["obs_std"]
 
+    def observe(self, obs):
+        """What the policies of N tasks see (N, 1, obs) of their environments' states (N, obs)."""
+        return self.with_id(self.standardise(obs)[:, None])
+
     def with_id(self, obs, tasks=()):
-        """Of a multi-task learner: obs (T, B, obs) and the one-hot id of each training task, zeros
+        """Of a multi-task learner: obs (N, B, obs) and the one-hot id of each training task, zeros
         where no tasks are given; of others just obs."""
         if not self.id_dim:
             return obs
@@ -196,28 +213,34 @@ class Buffers:
             ids[t, 0, self.train.index(task)] = 1
         return torch.cat([obs, ids.expand(-1, obs.shape[1], -1)], -1)
 
-    def sample(self, tasks, sizes, generator, starts=None, known=False):
+    def sample(self, tasks, sizes, generator, begin=None, known=False):
         """Disjoint batches of these sizes for each task (line 6 of Algorithm 1).
 
-        The transitions of a life are dealt to as many piles as there are batches. Each batch comes
-        from the life after its share of it in `starts`, or from all of it: this is cut into as
-        many equal stretches as the batch has transitions, and gives one of each. Multi-task
-        learners are told the tasks where these are `known`.
+        The transitions of a life are dealt to as many piles as there are batches, so two batches
+        share episodes but no transition. Each batch comes from the life after its share of it in
+        `begin`, or from all of it: this is cut into as many equal stretches as the batch has
+        transitions, and gives one of each. Multi-task learners are told the tasks where these are
+        `known`.
         """
-        count, piles, batches = self.count[tasks], len(sizes), []               # count: (T, 1)
+        count, piles, batches = self.count[tasks], len(sizes), []               # count: (N, 1)
         turn = torch.randint(piles, (), generator=generator)
-        for k, (size, start) in enumerate(zip(sizes, starts or [0.0] * piles)):
+        for k, (size, share) in enumerate(zip(sizes, begin or [0.0] * piles)):
             last = count // piles
-            first = (start * last).long().minimum(last - size)
-            cut = first + torch.arange(size + 1) * (last - first) // size       # (T, size + 1)
+            first = (share * last).long().minimum(last - size)
+            cut = first + torch.arange(size + 1) * (last - first) // size       # (N, size + 1)
             place = cut[:, :-1] + (torch.rand(len(tasks), size, generator=generator)
                                    * cut.diff()).long()
             i = (self.first[tasks] + place * piles + (k + turn) % piles).to(self.obs.device)
-            ids = tasks if known else ()
-            batches.append(Batch(self.with_id(self.obs[self.here[i]], ids), self.action[i],
-                                 self.mc_return[i], self.discount[i],
-                                 self.with_id(self.obs[self.last[i]], ids)))
+            batches.append(self.transitions(i, tasks if known else ()))
         return batches
+
+    def transitions(self, i, tasks=()):
+        """The batch of the transitions with these numbers (N, B) in the file."""
+        here, last = self.here[i], self.last[i]
+        obs, next_obs, last_obs = (self.with_id(self.obs[place], tasks)
+                                   for place in (here, here + 1, last))
+        return Batch(obs, self.action[i], self.reward[i], next_obs, self.terminated[i],
+                     self.mc_return[i], self.discount[i], last_obs)
 
 
 def parse_ids(text, known):

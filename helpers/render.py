@@ -9,7 +9,7 @@ from gymnasium.wrappers import RenderCollection
 from PIL import Image, ImageDraw
 
 import envs
-from command import BadInput, replacing
+from helpers.command import BadInput, replacing
 
 VIEW = dict(width=320, height=240, camera_name="track")        # it follows the robot
 
@@ -31,8 +31,8 @@ def side_by_side(run, rollout, path):
     config, buffers, task = run.config, run.buffers, run.buffers.test[-1]
     batch, = buffers.sample([task], [config.inner_batch], torch.Generator().manual_seed(0))
     films, env = [], camera(config.env, envs.FAMILIES[config.env].tasks[task])
-    for steps, name in ((0, "before"), (config.test_steps, "after")):
-        total, = rollout(run.macaw.adapt(batch, steps, train=False)[0], [env], [0], buffers)
+    for adapted, name in ((False, "before"), (True, "after")):
+        total, = rollout(run.learner.policies(batch, adapted), [env], [0], buffers)
         films.append([Image.fromarray(frame) for frame in env.render()[::2]])
         for frame in films[-1]:
             ImageDraw.Draw(frame).text((8, 8), f"{name} adaptation: return {total:.0f}", "black")

@@ -1,0 +1,80 @@
+"""What several test files share."""
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import macaw
+from helpers import buffers
+from helpers.run import Run
+
+HERE = pathlib.Path(__file__).parent
+POINT = buffers.default_path("point_goal")
+torch.set_num_threads(2)
+
+
+def config_of(env="point_goal", **changes):
+    return macaw.Config(**{**dict(env=env), **macaw.PRESETS[env], **changes})
+
+
+def run_of(env="point_goal", **changes):
+    return Run(macaw.MACAW, config_of(env, **changes))
+
+
+@pytest.fixture(scope="session")
+def point():
+    return buffers.Buffers(POINT, config_of())
+
+
+def step(run):
+    """One more meta-step; its losses."""
+    macaw.meta_train(run, until=run.step + 1)
+    return run.losses[-1]
+
+
+def meta_loss(model, inner, outer):
+    """What a meta-step descends: lines 7 to 11 of Algorithm 1."""
+    pi, V = model.adapt(inner, model.config.inner_steps, train=True)
+    return sum(model.meta_losses(pi, V, outer)) / len(inner.obs)
+
+
+def batch_of(obs, action, mc_return, discount, last_obs):
+    """A Batch of what MACAW reads; what it does not is NaN, so nobody reads it unnoticed."""
+    unused = torch.full_like(mc_return, torch.nan)
+    return buffers.Batch(obs, action, unused, torch.full_like(obs, torch.nan), unused, mc_return,
+                         discount, last_obs)
+
+
+def command_line(*arguments, program="macaw.py", **kwargs):
+    return subprocess.run([sys.executable, HERE / program, *map(str, arguments)], text=True,
+                          capture_output=True, cwd=kwargs.pop("cwd", HERE), **kwargs)
+
+
+def refused(result, *words):
+    """One sentence on stderr that says these words, and exit code 2."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1 and result.stderr.count(". ") == 0, result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+def data_file(path, lengths, terminated, task=None, seed=0, observations=None, **meta):
+    """Write a made-up point_goal data file with episodes of these lengths; its arrays."""
+    random, n = np.random.default_rng(seed), sum(lengths)
+    ends = np.cumsum(lengths) - 1
+    terminations, truncations = np.zeros((2, n), bool)
+    terminations[ends], truncations[ends] = terminated, ~np.array(terminated)
+    task = np.zeros(len(lengths), int) if task is None else np.array(task)
+    x = dict(observations=random.normal(size=(n + len(lengths), 2)) if observations is None
+             else observations, actions=random.uniform(-1, 1, (n, 2)),
+             rewards=random.normal(size=n), terminations=terminations, truncations=truncations,
+             episode_task=task, episode_number=np.arange(len(lengths)),
+             episode_seed=np.arange(len(lengths)), episode_length=np.array(lengths))
+    ids = sorted(set(task.tolist()))
+    buffers.write(path, x, {**dict(format=buffers.DATA_FORMAT, family="point_goal",
+                                   tasks={i: {} for i in ids}, collector={}, versions={},
+                                   behavior_final={i: 0.0 for i in ids}), **meta})
+    return x

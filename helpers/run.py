@@ -1,0 +1,330 @@
+"""A run: what every method needs around its training loop and no paper mentions.
+
+Run folder, checkpoint and exact resume, an evaluation now and then, metrics, summary, several
+processes. A method hands in a learner, a torch module with
+
+    policies(batch, adapted)   a function of observations (N, B, obs) that gives each task's actions
+                               (N, B, act), after adaptation to its batch or before
+    optimizer()                the optimizer of all its parameters
+
+and a function train(run, until), its paper's training loop, of this form:
+
+    for _ in run.steps(until):                  # evaluates and saves on the way
+        tasks = run.choose(5)
+        D_tr, D_ts = run.sample(tasks, (256, 256))
+        run.descend(some_loss=..., other_loss=...)
+"""
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import envs
+from helpers import command, plot, render
+from helpers.buffers import Buffers, default_path
+from helpers.command import BadInput, Diverged, flag
+
+CHECKPOINT_FORMAT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The settings that every method has."""
+    env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
+    variant: str = flag("macaw", "the method, or what its paper compares it with; see VARIANTS")
+    steps: int = flag(4000, "n of Algorithm 1, meta-steps [us]", 1)
+    seed: int = flag(0, "of nets and batches", 0)
+    data: str = flag("", "behaviour data; data/ENV.npz when empty")
+    out: str = flag("", "run folder; a fresh one under runs/ when empty")
+    resume: bool = flag(False, "go on from the checkpoint in --out")
+    evaluate: str = flag("", "a checkpoint to meta-test, without training")
+    render: str = flag("", "a .gif to draw of a held-out task before and after adaptation")
+    device: str = flag("cpu", "cpu or cuda")
+    holdout: str = flag("", "training tasks, as in 4,12, to test on instead of the test tasks")
+    tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
+    gamma: float = flag(0.99, "discount [code]", 0, 1)
+    inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
+    eval_every: int = flag(500, "meta-steps between two evaluations", 1)
+    eval_draws: int = flag(2, "adaptation batches and episodes of a task in an evaluation", 1, 1000)
+    final_draws: int = flag(20, "the same at the end", 1, 1000)
+    multi_task = False      # a flag only of a method whose learner may be told the task's id
+
+
+FREE = {"evaluate", "resume", "out", "data", "device", "render", "test_steps", "final_draws"}
+
+
+class Method(NamedTuple):
+    """What a paper's file hands in."""
+    learner: Callable           # (obs_dim, act_dim, config) -> a learner
+    config: type                # a RunConfig with the method's own settings
+    train: Callable             # (run, until)
+    presets: dict               # of each family, what it needs differently from the defaults
+    variants: dict              # of each ablation and baseline, what makes it one
+
+
+class Run:
+    """A learner in training, and all that training changes: hence all that a checkpoint holds."""
+
+    def __init__(self, method, config, state=None, folder=None):
+        self.method, self.config, self.folder = method, config, folder
+        self.rank, self.world = processes(config)
+        self.buffers = Buffers(config.data or default_path(config.env), config,
+                               state and state["stats"])
+        torch.manual_seed(config.seed)                              # for the first weights
+        sizes = self.buffers.obs_dim, self.buffers.act_dim
+        self.learner = method.learner(*sizes, config).to(config.device)
+        self.optimizer = self.learner.optimizer()
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.step, self.seconds, self.rows, self.losses = 0, 0.0, [], []
+        if state:
+            self.learner.load_state_dict(state["learner"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
+
+    def save(self):
+        with command.replacing(self.folder / "checkpoint.pt") as file:
+            torch.save(dict(
+                format=CHECKPOINT_FORMAT, config=dataclasses.asdict(self.config),
+                stats=self.buffers.stats, learner=self.learner.state_dict(), step=self.step,
+                optimizer=self.optimizer.state_dict(), generator=self.generator.get_state(),
+                seconds=self.seconds, rows=self.rows), file)
+        command.save_csv(self.folder / "metrics.csv", self.rows)
+
+    # ------------------------------------------------------------- what a training loop is made of
+    def steps(self, until):
+        """One training step each, up to `until`; with an evaluation and a checkpoint now and then
+        where the run has a folder."""
+        config, start = self.config, time.time() - self.seconds
+        bar = tqdm(total=until, initial=self.step, unit="step",
+                   disable=None if self.folder else True)
+        while self.step < until:
+            yield
+            self.step += 1
+            bar.update()
+            if self.folder and (self.step % config.eval_every == 0 or self.step == config.steps):
+                before, after = (x.mean() for x in evaluate(self, config.eval_draws))
+                self.seconds = time.time() - start
+                losses = {name: float(np.mean([x[name] for x in self.losses]))
+                          for name in self.losses[0]}
+                self.losses = []
+                self.rows.append(dict(step=self.step, seconds=round(self.seconds, 1), **losses,
+                                      before=float(before), after=float(after)))
+                self.save()
+                losses = "  ".join(f"{name} {x:.4f}" for name, x in losses.items())
+                bar.write(f"step {self.step:6d}  {self.seconds:5.0f} s  {losses}  "
+                          f"return before {before:7.1f}  after {after:7.1f}")
+        bar.close()
+
+    def choose(self, count):
+        """Ids of so many training tasks, drawn at random."""
+        train = self.buffers.train
+        return [train[i] for i in torch.randperm(len(train), generator=self.generator)[:count]]
+
+    def sample(self, tasks, sizes, begin=None):
+        """Disjoint batches of these sizes of the tasks (see Buffers.sample); under torchrun, this
+        process's share of the tasks."""
+        batches = self.buffers.sample(tasks, sizes, self.generator, begin, known=True)
+        return [batch.part(self.rank, self.world) for batch in batches]
+
+    def descend(self, **losses):
+        """A step of the optimizer down the sum of the losses. Under torchrun losses and gradients
+        are added up over the processes. Raises Diverged before what is not finite does harm."""
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        values = torch.stack([loss.detach() for loss in losses.values()])
+        sum_over_processes([values, *gradients])
+        losses = dict(zip(losses, values.tolist()))
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        for term, x in {**losses, "norm of the gradient": norm}.items():
+            if not math.isfinite(x):
+                raise Diverged(f"the {term.replace('_', ' ')} is {x} at step {self.step + 1}, "
+                               "before the update; the last checkpoint is good: try smaller step "
+                               "sizes")
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (1 - self.step / self.config.steps)
+        self.optimizer.step()
+        self.losses.append(losses)
+
+
+# ---------------------------------------------------------------------------- rollout, evaluation
+@torch.no_grad()
+def rollout(policies, environments, seeds, buffers):
+    """Undiscounted returns (N,) of an episode of each of N policies, in lock-step."""
+    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds)])
+    total, alive = np.zeros(len(obs)), np.ones(len(obs), bool)
+    while alive.any():
+        action = policies(buffers.observe(obs))[:, 0].cpu().numpy()        # of (N, 1, obs)
+        for i in np.flatnonzero(alive):
+            obs[i], reward, terminated, truncated, _ = environments[i].step(action[i])
+            total[i] += reward
+            alive[i] = not (terminated or truncated)
+    return total
+
+
+def evaluate(run, draws):
+    """Meta-testing on the held-out tasks: returns before and after adaptation, (tasks,) each, means
+    over `draws` batches of the task's buffer, each with an episode after it.
+
+    Batches and episodes are the same at every evaluation, and no random stream of the training is
+    touched.
+    """
+    config, buffers = run.config, run.buffers
+    tasks = [i for i in buffers.test for _ in range(draws)]
+    environments = [envs.make(config.env, envs.FAMILIES[config.env].tasks[i]) for i in tasks]
+    batch, = buffers.sample(tasks, [config.inner_batch], torch.Generator().manual_seed(0))
+    results = []
+    for adapted in (False, True):
+        returns = rollout(run.learner.policies(batch, adapted), environments, range(len(tasks)),
+                          buffers)
+        results.append(returns.reshape(-1, draws).mean(-1))
+    for env in environments:
+        env.close()
+    return results
+
+
+def summary(run):
+    """What `summary.json` holds: returns on the held-out tasks at the last checkpoint."""
+    config, buffers = run.config, run.buffers
+    before, after = evaluate(run, config.final_draws)
+    tasks = [dict(id=i, before=float(b), after=float(a), behavior_final=buffers.behavior_final[i],
+                  behavior_mean=buffers.behavior_mean[i])
+             for i, b, a in zip(buffers.test, before, after)]
+    means = {name: float(np.mean([task[name] for task in tasks])) for name in tasks[0]
+             if name != "id"}
+    return dict(env=config.env, variant=config.variant, seed=config.seed, steps=run.step,
+                seconds=round(run.seconds, 1),
+                steps_per_second=round(run.step / max(run.seconds, 1e-9), 2), **means, tasks=tasks)
+
+
+def report(result):
+    """Print a summary."""
+    print("task   before    after   behaviour: mean   at its end")
+    for row in [*result["tasks"], dict(result, id="mean")]:
+        print(f"{row['id']:>4} {row['before']:8.1f} {row['after']:8.1f} "
+              f"{row['behavior_mean']:17.1f} {row['behavior_final']:12.1f}")
+
+
+# ------------------------------------------------------------------------------ several processes
+def processes(config):
+    """Rank of this process and number of processes, (0, 1) but under torchrun; raises BadInput."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not dist.is_initialized():
+        if config.device != "cpu":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("gloo" if config.device == "cpu" else "nccl")
+    if dist.get_world_size() > config.tasks_per_step:
+        raise BadInput(f"{dist.get_world_size()} processes are more than the tasks in a meta-"
+                       "batch; start fewer, or give a larger --tasks-per-step")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def leave_processes():
+    """When all are done: torchrun treats an early exit as a failure and ends the others."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def sum_over_processes(tensors):
+    """In place, as one message."""
+    if dist.is_initialized():
+        flat = torch.cat([x.flatten() for x in tensors])
+        dist.all_reduce(flat)
+        for x, part in zip(tensors, flat.split([x.numel() for x in tensors])):
+            x.copy_(part.view_as(x))
+
+
+# ------------------------------------------------------------------- checkpoints and run folders
+def load_checkpoint(path, given):
+    """The state that `Run.save` wrote; raises BadInput, also if flags but the free ones differ."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        ours = state["format"] == CHECKPOINT_FORMAT
+    except FileNotFoundError:
+        raise BadInput(f"there is no checkpoint {path}; name one that is there") from None
+    except Exception:                       # torch.load raises many kinds on a damaged file
+        ours = False
+    if not ours:
+        raise BadInput(f"{path} is damaged or of another version of this program; train anew")
+    for name, value in given.items():
+        if name not in FREE and value != state["config"][name]:
+            raise BadInput(f"{path} was made with --{name.replace('_', '-')} "
+                           f"{state['config'][name]}; leave the flag away or start a new run")
+    return state
+
+
+def load(method, path, **given):
+    """The run of a checkpoint, ready to adapt: a learner and its buffers. Raises BadInput."""
+    state = load_checkpoint(path, given)
+    return Run(method, method.config(**{**state["config"], "render": "", **given}), state)
+
+
+def run_folder(config):
+    """A new folder, runs/ENV-VARIANT-sSEED or the one named, which holds something only where its
+    run goes on."""
+    if config.out:
+        folder = pathlib.Path(config.out)
+        if config.resume:
+            return folder
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BadInput(f"{folder} is taken; give another --out, or --resume to go on with it")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    name, number = f"{config.env}-{config.variant}-s{config.seed}", 1
+    while True:
+        folder = pathlib.Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+        number += 1
+
+
+# ---------------------------------------------------------------------------------- command line
+def go(method, config, given):
+    """Train or evaluate as the command line says."""
+    command.check_device(config.device)
+    if config.resume and not config.out:
+        raise BadInput("--resume needs --out, the folder of the run to go on with")
+    checkpoint = config.evaluate or (config.resume and f"{config.out}/checkpoint.pt")
+    run = load(method, checkpoint, **given) if checkpoint else Run(method, config)
+    config = run.config
+    if config.render:                               # before the work, not after it
+        render.camera(config.env, envs.FAMILIES[config.env].tasks[0]).close()
+    if config.evaluate:
+        result = summary(run)
+    elif run.rank:                                  # the first process evaluates and saves
+        method.train(run, config.steps)
+        return
+    else:
+        folder = run.folder = run_folder(config)
+        command.save_json(folder / "config.json", dataclasses.asdict(config))
+        print(f"{config.variant} on {config.env}: {len(run.buffers.train)} training tasks, "
+              f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
+        run.save()                                  # so that a kill at any moment resumes
+        method.train(run, config.steps)
+        result = summary(run)
+        command.save_json(folder / "summary.json", result)
+        plot.curve([folder], folder / "curve.png")
+    report(result)
+    if config.render:
+        render.side_by_side(run, rollout, config.render)
+
+
+def main(method, doc):
+    """The command line of a method."""
+    def do(config, given):
+        go(method, config, given)
+        leave_processes()
+    command.command_line(do, method.config, dict(env=method.presets, variant=method.variants), doc)

@@ -1,0 +1,330 @@
+"""Data files, returns, batches, collection: each test is named after the claim it would refute."""
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import collect
+import envs
+import macaw
+import sac
+from conftest import HERE, command_line, config_of, data_file, refused, run_of, step
+from helpers import buffers
+from helpers.buffers import Buffers
+
+# ------------------------------------------------------------------------------------ data, returns
+
+@pytest.mark.parametrize("path", sorted((HERE / "data").glob("*.npz")), ids=lambda p: p.stem)
+def test_shipped_episodes_replay_from_their_seed_and_actions(path):
+    x, meta = buffers.read(path, path.stem)
+    assert path.stat().st_size <= 25e6
+    assert {int(i): task for i, task in meta["tasks"].items()} == dict(
+        enumerate(envs.FAMILIES[path.stem].tasks))
+    length = x["episode_length"]
+    ends = np.cumsum(length)
+    random = np.random.default_rng(0)
+    for episode in random.choice(len(length), 12, replace=False):
+        env = envs.make(path.stem, meta["tasks"][str(x["episode_task"][episode])])
+        observed = [env.reset(seed=int(x["episode_seed"][episode]))[0]]
+        span = slice(ends[episode] - length[episode], ends[episode])
+        for t, action in enumerate(x["actions"][span].astype(np.float32)):
+            obs, reward, terminated, truncated, _ = env.step(action)
+            observed.append(obs)
+            assert np.float32(reward) == x["rewards"][span][t]
+            assert terminated == x["terminations"][span][t]
+            assert truncated == x["truncations"][span][t]
+        assert terminated or truncated
+        first = ends[episode] - length[episode] + episode
+        stored = x["observations"][first:first + length[episode] + 1]
+        rounded = np.array(observed).astype(np.float32).astype(np.float16)
+        np.testing.assert_array_equal(rounded, stored)
+
+
+def test_returns_equal_the_brute_force_sum(tmp_path):
+    """Truncation keeps its tail gamma^k V(s_end), termination does not."""
+    lengths, terminated = [5, 1, 7, 3, 40], [False, True, True, False, False]
+    x = data_file(tmp_path / "x.npz", lengths, terminated, task=[2] * 5)
+    config = config_of(inner_batch=2, outer_batch=2, gamma=0.9, tasks_per_step=1)
+    held = Buffers(tmp_path / "x.npz", config)
+
+    def V(obs):
+        return obs.sum(-1) + 3.0
+    everything = torch.arange(sum(lengths))[None]
+    batch = held.transitions(everything)
+    with_tail, without = macaw.returns(V, batch, True)[0], macaw.returns(V, batch, False)[0]
+    std = {k: v.numpy().astype(np.float64) for k, v in held.stats.items()}
+    k = 0
+    for episode, (length, ended) in enumerate(zip(lengths, terminated)):
+        last_obs = x["observations"][k + length + episode]
+        tail = 0 if ended else ((last_obs - std["obs_mean"]) / std["obs_std"]).sum() + 3
+        for t in range(length):
+            rewards = x["rewards"][k + t:k + length] / std["return_scale"]
+            total = sum(0.9 ** j * r for j, r in enumerate(rewards))
+            assert without[k + t].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
+            total += 0.9 ** (length - t) * tail
+            assert with_tail[k + t].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
+        k += length
+
+
+def test_batches_are_disjoint_cover_the_life_and_are_of_the_right_task(point):
+    point_rewards = point.action[:, 0] * 1e3                        # tells transitions apart
+    generator = torch.Generator().manual_seed(0)
+    inner, outer = point.sample([3, 11], [256, 200], generator)
+    for k, task in enumerate((3, 11)):
+        first, count = int(point.first[task]), int(point.count[task])
+        mine = point_rewards[first:first + count]
+        seen = []
+        for batch in (inner, outer):
+            for a, obs in zip(batch.action[k, :, 0] * 1e3, batch.obs[k]):
+                places = (mine == a).nonzero().flatten().tolist()
+                seen.append([p for p in places
+                             if torch.equal(point.obs[point.here[first + p]], obs)])
+        assert all(seen)                                            # all from this task's buffer
+        places = [p[0] for p in seen]
+        assert len(set(places)) == 456                              # none twice
+        for half in (places[:256], places[256:]):                   # over the whole life
+            assert np.histogram(half, bins=4, range=(0, count))[0].min() > 30
+
+
+def test_each_batch_comes_from_its_part_of_a_life(point):
+    places = copy.copy(point)
+    places.mc_return = torch.arange(len(point.action)).float()      # tells where a draw is from
+    tasks, generator = [4, 5, 9], torch.Generator().manual_seed(0)
+    for start in (0.0, 0.6, 0.99):                  # of the last hundredth there is not enough
+        batches = places.sample(tasks, [64, 32], generator, (0.0, start))
+        D_tr, D_ts = ((batch.mc_return - point.first[tasks]) / point.count[tasks]
+                      for batch in batches)
+        assert (D_tr.amin(1) < 0.03).all() and (D_tr.amax(1) > 0.97).all()
+        begin = torch.minimum(torch.tensor(start), 1 - 64 / point.count[tasks][:, 0])
+        assert ((D_ts.amin(1) - begin).abs() < 0.03).all() and (D_ts.amax(1) > 0.95).all()
+        assert not set(batches[0].mc_return.flatten().tolist()) & set(
+            batches[1].mc_return.flatten().tolist())
+
+
+def test_meta_steps_judge_on_late_data():
+    """D^ts, and it alone, comes from lives after their share `late`."""
+    run, taken = run_of(late=0.5), []
+    run.buffers.mc_return = torch.arange(len(run.buffers.action)).float() * 1e-6    # marks places
+    sample = run.sample
+    run.sample = lambda *args, **kwargs: taken.append(sample(*args, **kwargs)) or taken[-1]
+    step(run)
+    count = run.buffers.count.max()                                 # the same for all its tasks
+    assert (run.buffers.first.flatten() % count == 0).all()
+    D_tr, D_ts = (batch.mc_return * 1e6 % count / count for batch in taken[0])
+    assert D_tr.min() < 0.05 and 0.49 < D_ts.min() < 0.55 and D_ts.max() > 0.95
+
+
+def test_statistics_come_from_training_tasks_alone(tmp_path):
+    lengths, task = [20] * 40, np.repeat([0, 1, 2, 7], 10)
+    states = np.random.default_rng(0).normal(size=(21 * 40, 2))
+    config = config_of(inner_batch=4, outer_batch=4, tasks_per_step=1)
+    data_file(tmp_path / "a.npz", lengths, [False] * 40, task, observations=states)
+    changed = np.where(np.repeat(np.isin(task, [2, 7]), 21)[:, None], 100.0, states)
+    data_file(tmp_path / "b.npz", lengths, [False] * 40, task, observations=changed)
+    a, b = (Buffers(tmp_path / name, config) for name in ("a.npz", "b.npz"))
+    assert a.train == [0, 1] and a.test == [2, 7]
+    for name in a.stats:
+        assert torch.equal(a.stats[name], b.stats[name])
+    held = Buffers(tmp_path / "b.npz", dataclasses.replace(config, holdout="1"))
+    assert held.train == [0] and held.test == [1]                   # test tasks stay out
+
+
+# ------------------------------------------------------------------------------------- collection
+
+def collection(tmp_path, *flags, out="a.npz"):
+    return command_line("--env", "point_goal", "--tasks", "2,3", "--steps", 500, "--keep", 400,
+                        "--out", tmp_path / out, *flags, program="collect.py")
+
+
+@pytest.mark.parametrize("kind", [{}, dict(shared=True, updates=1.5)])
+def test_a_killed_collection_resumes_exactly(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "SAVE_EVERY", 130)                 # in the midst of an episode
+    config = collect.Config(**{**collect.PRESETS["point_goal"], **kind, **dict(
+        env="point_goal", tasks="2,3", steps=500, keep=400, out=str(tmp_path / "a.npz"))})
+    whole = collect.Collection(config)
+    for _ in range(500):
+        whole.step()
+    whole.export(tmp_path / "whole.npz")
+
+    def die(self):
+        if self.steps == 300:
+            raise KeyboardInterrupt
+        step(self)
+    step = collect.Collection.step
+    monkeypatch.setattr(collect.Collection, "step", die)
+    with pytest.raises(KeyboardInterrupt):
+        collect.main(config, {})
+    monkeypatch.setattr(collect.Collection, "step", step)
+    collect.main(config, {})
+    a, b = (buffers.read(tmp_path / name, "point_goal") for name in ("a.npz", "whole.npz"))
+    for name in a[0]:
+        np.testing.assert_array_equal(a[0][name], b[0][name])
+    assert a[1] == b[1] and not (tmp_path / "a.unfinished").exists()
+
+
+@pytest.mark.parametrize("family", envs.FAMILIES)
+def test_a_collection_goes_on_in_the_midst_of_an_episode(family, tmp_path):
+    config = collect.Config(env=family, tasks="0,1", steps=40, random_steps=40)
+    lived, again = collect.Collection(config), collect.Collection(config)
+    for _ in range(25):
+        lived.step()
+    lived.save(tmp_path / "lives")
+    again.load(tmp_path / "lives")
+    assert torch.equal(again.obs, lived.obs) and again.episodes == lived.episodes
+    for lives in (lived, again):
+        lives.step()
+    assert torch.equal(again.obs, lived.obs) and again.episodes == lived.episodes
+
+
+def test_agents_part_only_as_far_as_their_tasks_make_them():
+    config = collect.Config(**{**collect.PRESETS["point_goal"], **dict(
+        env="point_goal", tasks="2,3,4", steps=500)})
+    lives = collect.Collection(config)
+    tasks = envs.FAMILIES["point_goal"].tasks
+    lives.envs[1] = envs.make("point_goal", tasks[2])                   # the first one's task
+    lives.envs[1].reset(seed=lives.episodes[1][0][2])
+    for _ in range(500):
+        lives.step()
+    first, twin, other = lives.replay["obs"]
+    torch.testing.assert_close(first, twin)
+    noise = config.random_steps + 1                             # until then nobody has learned
+    assert torch.equal(first[:noise], other[:noise]) and not torch.equal(first, other)
+    rewards = lives.replay["reward"]
+    assert not torch.isclose(rewards[0, :noise], rewards[2, :noise]).any()
+
+
+@pytest.mark.parametrize("updates, expected", [(1.0, 100), (0.5, 50), (2.5, 250), (0.3, 30)])
+def test_updates_an_environment_step(updates, expected):
+    lives = collect.Collection(collect.Config(
+        env="point_goal", tasks="2", steps=110, random_steps=10, updates=updates))
+    done = []
+    lives.agents.update = lambda *batch: done.append(lives.steps)
+    for _ in range(110):
+        lives.step()
+    assert len(done) == expected and min(done) > 10
+    assert max(np.bincount(done)) == np.ceil(updates)                 # spread over the steps
+
+
+def test_a_shared_agent_is_told_its_task_and_lives_its_own_lives():
+    lives = collect.Collection(collect.Config(**{**collect.PRESETS["point_goal"], **dict(
+        env="point_goal", tasks="2,3,4", steps=300, shared=True, batch=8)}))
+    seen = []
+    lives.agents.actor.net.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    for _ in range(300):
+        lives.step()
+    act, update = seen[-3], seen[-1]
+    assert act.shape == (1, 3, 2 + 3) and update.shape == (1, 3 * 8, 2 + 3)
+    assert torch.equal(act[0, :, 2:], torch.eye(3))
+    assert torch.equal(update[0, :, 2:], torch.eye(3).repeat_interleave(8, 0))
+    torch.testing.assert_close(act[0, :, :2], lives.replay["obs"][:, 299].float())
+    x = torch.randn(3, 8, 2 + 2)
+    q = lives.agents.critics(x.repeat(2, 1, 1)).view(2, 3, 8)
+    for task, one_hot in enumerate(torch.eye(3)):
+        told = torch.cat([x[task], one_hot.expand(8, 3)], -1).expand(2, -1, -1)
+        torch.testing.assert_close(q[:, task], lives.agents.critics.net(told)[..., 0])
+    first, other, _ = lives.replay["action"]
+    assert not torch.isclose(first[:200], other[:200]).all(-1).any()    # noise of its own
+    assert lives.replay["obs"].shape[-1] == 2                           # the data do not tell
+
+
+def test_agents_do_not_touch_each_other():
+    """Another agent's data change nothing in this one's update."""
+    def weights(others):
+        torch.manual_seed(0)
+        config = collect.Config(width=8)
+        agents = sac.Agents(3, 4, 2, config)
+        random = torch.Generator().manual_seed(1)
+
+        def draw(*shape):
+            return torch.randn(shape, generator=random)
+        obs, action, reward, next_obs = draw(3, 16, 4), draw(3, 16, 2), draw(3, 16), draw(3, 16, 4)
+        reward[[0, 2]] *= others
+        for _ in range(3):
+            agents.update(obs, action, reward, next_obs, torch.zeros(3, 16), draw(2, 3, 16, 2))
+        return agents
+    one, other = weights(1.0), weights(50.0)
+    for net, rows in (("actor", [1]), ("critics", [1, 4]), ("targets", [1, 4])):
+        for a, b in zip(getattr(one, net).parameters(), getattr(other, net).parameters()):
+            assert torch.equal(a[rows], b[rows]) and not torch.equal(a[0], b[0])
+
+
+def test_sac_update_equals_the_formulas_for_one_agent():
+    torch.manual_seed(0)
+    config = collect.Config(width=8, lr=0.0, alpha=0.3, gamma=0.9, tau=0.5)
+    agents = sac.Agents(2, 4, 2, config)
+    with torch.no_grad():                                           # targets that differ
+        for p in agents.targets.parameters():
+            p.add_(0.1)
+    obs, next_obs, noise = torch.randn(2, 16, 4), torch.randn(2, 16, 4), torch.randn(2, 2, 16, 2)
+    action, reward = torch.rand(2, 16, 2), torch.randn(2, 16)
+    terminated = (torch.rand(2, 16) < 0.3).float()
+    losses = []
+    agents.step = lambda which, loss: losses.append(loss)
+    before = [p.clone() for p in agents.targets.parameters()]
+    agents.update(obs, action, reward, next_obs, terminated, noise)
+
+    def act(obs, noise):
+        mean, log_std = agents.actor(obs).chunk(2, -1)
+        normal = torch.distributions.Normal(mean, log_std.clamp(-5, 2).exp())
+        policy = torch.distributions.TransformedDistribution(
+            normal, torch.distributions.TanhTransform(cache_size=1))
+        a = torch.tanh(mean + normal.stddev * noise)
+        return a, policy.log_prob(a).sum(-1)
+
+    def q(critics, obs, action, twin):
+        net = torch.nn.Sequential(*critics)
+        x = torch.cat([obs, action], -1)
+        return net(torch.cat([x, x]))[2 * twin:2 * twin + 2, :, 0]
+    with torch.no_grad():
+        for p, value in zip(agents.targets.parameters(), before):   # as they were in the update
+            p.copy_(value)
+        next_action, log_prob = act(next_obs, noise[0])
+        lowest = torch.minimum(q(agents.targets, next_obs, next_action, 0),
+                               q(agents.targets, next_obs, next_action, 1))
+        target = reward + 0.9 * (1 - terminated) * (lowest - 0.3 * log_prob)
+    critic = sum((q(agents.critics, obs, action, twin) - target).square().mean(-1).sum()
+                 for twin in (0, 1))
+    new_action, log_prob = act(obs, noise[1])
+    lowest = torch.minimum(q(agents.critics, obs, new_action, 0),
+                           q(agents.critics, obs, new_action, 1))
+    actor = (0.3 * log_prob - lowest).mean(-1).sum()
+    temperature = -(agents.log_alpha * (log_prob.detach() - 2).mean(-1)).sum()
+    for ours, formula in zip(losses, (critic, actor, temperature)):
+        torch.testing.assert_close(ours, formula, rtol=1e-4, atol=1e-4)
+
+
+def test_collection_refuses_what_it_would_overwrite(tmp_path):
+    assert collection(tmp_path).returncode == 0
+    held = (tmp_path / "a.npz").read_bytes()
+    refused(collection(tmp_path), "exists")
+    refused(collection(tmp_path, "--tasks", "2,99", out="b.npz"), "99")
+    refused(collection(tmp_path, "--join", "x.npz", out="b.npz"), "x.npz")
+    assert (tmp_path / "a.npz").read_bytes() == held
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz"]
+
+
+def test_episodes_are_kept_evenly_over_a_life():
+    assert np.flatnonzero(buffers.evenly([2] * 12, keep=6)).tolist() == [1, 5, 9]
+    assert buffers.evenly([3, 1, 4, 1, 5], keep=14) == [True] * 5
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 200, 300)
+    lives = np.cumsum(lengths)[buffers.evenly(lengths, keep=3000)] / lengths.sum()
+    np.testing.assert_allclose(lives, np.linspace(0, 1, len(lives)), atol=0.1)
+    assert lengths[buffers.evenly(lengths, keep=3000)].sum() == pytest.approx(3000, abs=200)
+
+
+def test_joined_files_keep_the_best_agent_of_each_task(tmp_path):
+    data_file(tmp_path / "a.npz", [4, 5, 6], [False] * 3, [1, 2, 2], seed=1,
+              behavior_final={1: -5.0, 2: -9.0}, collector={1: "a", 2: "a"})
+    data_file(tmp_path / "b.npz", [7, 8], [False] * 2, [2, 3], seed=2,
+              behavior_final={2: -3.0, 3: -1.0}, collector={2: "b", 3: "b"})
+    x, meta = buffers.join([tmp_path / "a.npz", tmp_path / "b.npz"], "point_goal", keep=100)
+    assert x["episode_task"].tolist() == [1, 2, 3]
+    assert x["episode_length"].tolist() == [4, 7, 8]
+    assert meta["collector"] == {"1": "a", "2": "b", "3": "b"}
+    a, b = (buffers.read(tmp_path / name, "point_goal")[0] for name in ("a.npz", "b.npz"))
+    np.testing.assert_array_equal(x["rewards"], np.r_[a["rewards"][:4], b["rewards"]])
+    np.testing.assert_array_equal(x["observations"],
+                                  np.r_[a["observations"][:5], b["observations"]])

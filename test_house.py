@@ -1,0 +1,101 @@
+"""Pages, notebooks, layout: each test is named after the claim that it would refute."""
+import ast
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+import collect
+import macaw
+from conftest import HERE
+from helpers import command
+
+PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]
+PROGRAMS = sorted(set(HERE.glob("*.py")) - set(HERE.glob("test_*.py")) - {HERE / "conftest.py"})
+HELPERS = sorted((HERE / "helpers").glob("*.py"))
+
+
+def commands(program):
+    return sorted({line.strip() for page in PAGES for line in re.findall(
+        rf"python ({program}\.py (?!--help)[^#`\n]*)", page.read_text())})
+
+
+@pytest.mark.parametrize("line", commands("macaw") + commands("collect"))
+def test_the_commands_of_the_pages_are_understood(line, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "argv", line.split())
+    presets = (dict(env=macaw.PRESETS, variant=macaw.VARIANTS) if line.startswith("macaw") else
+               dict(env=collect.PRESETS))
+    config = macaw.Config if line.startswith("macaw") else collect.Config
+    command.command_line(lambda config, given: seen.append(given), config, presets, "")
+    assert len(seen) == 1 and len(seen[0]) == line.count(" --")
+
+
+def test_files_that_the_pages_name_are_there():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+        for name in re.findall(r"`((?:helpers|docs|data|golden|results|notebooks)/[\w./]+\w)`",
+                               page.read_text()):
+            assert (HERE / name).exists(), (page.name, name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_the_python_examples_of_the_pages_run(page, tmp_path):
+    for example in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        result = subprocess.run([sys.executable, "-c", example], cwd=HERE, text=True,
+                                capture_output=True)
+        assert result.returncode == 0, result.stderr
+        printed = re.search(r"# prints (.*)", example)
+        assert printed is None or printed[1].strip() == result.stdout.strip()
+
+
+def imported(path):
+    """Names of modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", HELPERS, ids=lambda path: path.stem)
+def test_helpers_import_no_method(path):
+    ours = {program.stem for program in PROGRAMS}
+    assert imported(path) & ours <= {"envs"}
+
+
+def test_programs_start_from_any_folder(tmp_path):
+    for program in PROGRAMS:
+        result = subprocess.run([sys.executable, program, "--help"], cwd=tmp_path, text=True,
+                                capture_output=True)
+        assert result.returncode == 0, result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_use_the_project_and_define_no_second_version_of_it(path):
+    def defined(source):
+        return {x.name for x in ast.parse(source).body
+                if isinstance(x, ast.FunctionDef | ast.ClassDef)}
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    ours = set().union(*(defined(p.read_text()) for p in PROGRAMS + HELPERS))
+    assert "import macaw" in source and len(ours) > 50
+    assert not defined(source) & ours
+    assert all(cell["execution_count"] for cell in cells)               # stored as it ran
+    assert not any(out["output_type"] == "error" for cell in cells for out in cell["outputs"])
+
+
+def test_budgets_hold():
+    for name, lines in dict(macaw=450, envs=170, collect=230, bench=150).items():
+        assert len((HERE / f"{name}.py").read_text().splitlines()) <= lines, name
+    assert len((HERE / "README.md").read_text().splitlines()) <= 130
+    for path in PROGRAMS + HELPERS:
+        assert max(map(len, path.read_text().splitlines())) <= 100, path.name
+    assert len(dataclasses.fields(macaw.Config)) <= 35
