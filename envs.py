@@ -26,12 +26,11 @@ from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from gymnasium.spaces import Box
-from gymnasium.utils import EzPickle
 
 
 def _settle(env, task, kwargs):
     """Let an environment be pickled with its task, and bound its observations as MuJoCo does."""
-    EzPickle.__init__(env, **task, **kwargs)
+    gymnasium.utils.EzPickle.__init__(env, **task, **kwargs)
     shape = env.observation_space.shape
     env.observation_space = Box(-mujoco.mjMAXVAL, mujoco.mjMAXVAL, shape, np.float64)
 
@@ -67,8 +66,8 @@ class CheetahVel(HalfCheetahEnv):
 
     def step(self, action):
         transition = super().step(action)
-        return _retold(transition,
-                       reward_forward=-abs(transition[-1]["x_velocity"] - self.velocity))
+        return _retold(transition, reward_forward=-abs(transition[-1]["x_velocity"]
+                                                       - self.velocity))
 
 
 class AntDir(AntEnv):
@@ -125,15 +124,13 @@ class PointGoal(gymnasium.Env):
 
 
 class Family(NamedTuple):
-    """The frozen tasks of one family, `test` the ids held out from meta-training."""
     env: type
-    tasks: list
-    test: tuple
-    horizon: int = 200      # steps to truncation
+    tasks: list             # frozen
+    test: tuple             # ids held out from meta-training
+    horizon: int            # steps to truncation
 
 
-def _ant_tasks(n=50):
-    # numpy promises the stream of RandomState for ever; that of default_rng may change
+def _ant_tasks(n=50):       # RandomState: the one stream that NumPy promises never to change
     return [{"angle": round(angle, 4)}
             for angle in np.random.RandomState(0).uniform(0, 2 * np.pi, n).tolist()]
 
@@ -151,18 +148,21 @@ def _point_tasks(n=20):
     return [{"goal": np.round([np.cos(a), np.sin(a)], 4).tolist()} for a in angles]
 
 
-FAMILIES = {
-    "cheetah_dir": Family(CheetahDir, [{"direction": 1}, {"direction": -1}], (0, 1)),
-    "cheetah_vel": Family(CheetahVel, [dict(velocity=round(0.075 * k, 3)) for k in range(1, 41)],
-                          (2, 7, 15, 23, 26)),
-    "ant_dir": Family(AntDir, _ant_tasks(), (6, 17, 23, 30, 41)),
-    "walker_params": Family(WalkerParams, _walker_tasks(), (43, 15, 12, 39, 2)),
-    "point_goal": Family(PointGoal, _point_tasks(), (2, 7, 12, 17), horizon=40),
-}
+FAMILIES = {}
 
-for _name, _family in FAMILIES.items():
-    gymnasium.register(f"macaw/{_name}-v0", entry_point=_family.env,
-                       max_episode_steps=_family.horizon)
+
+def add(name, env, tasks, test, horizon=200):
+    """Makes a family known to Gymnasium and to every program here."""
+    FAMILIES[name] = Family(env, tasks, test, horizon)
+    gymnasium.register(f"macaw/{name}-v0", entry_point=env, max_episode_steps=horizon)
+
+
+add("cheetah_dir", CheetahDir, [dict(direction=1), dict(direction=-1)], test=(0, 1))
+add("cheetah_vel", CheetahVel, [dict(velocity=round(0.075 * k, 3)) for k in range(1, 41)],
+    test=(2, 7, 15, 23, 26))
+add("ant_dir", AntDir, _ant_tasks(), test=(6, 17, 23, 30, 41))
+add("walker_params", WalkerParams, _walker_tasks(), test=(43, 15, 12, 39, 2))
+add("point_goal", PointGoal, _point_tasks(), test=(2, 7, 12, 17), horizon=40)
 
 
 def make(family: str, task: dict, **kwargs) -> gymnasium.Env:
