@@ -26,7 +26,8 @@ import torch
 from tqdm import tqdm
 
 import envs
-from helpers import buffers, command
+from helpers import command, dataset
+from helpers.buffers import parse_ids
 from helpers.command import BadInput, flag
 from sac import Agents
 
@@ -72,7 +73,7 @@ class Collection:
     def __init__(self, config):
         self.config, self.family = config, envs.FAMILIES[config.env]
         everyone = list(range(len(self.family.tasks)))
-        self.ids = buffers.parse_ids(config.tasks, everyone) or everyone
+        self.ids = parse_ids(config.tasks, everyone) or everyone
         self.envs = [envs.make(config.env, self.family.tasks[i]) for i in self.ids]
         n, obs_dim, act_dim = len(self.ids), *(space.shape[0] for space in (
             self.envs[0].observation_space, self.envs[0].action_space))
@@ -161,11 +162,12 @@ class Collection:
 
     def load(self, path):
         """Go on from a checkpoint, exactly: unfinished episodes are played again up to there."""
-        state = torch.load(path, weights_only=True, map_location=self.config.device)
+        state = command.load_tensors(path, self.config.device) or {"config": {}}
         free = dict(steps=0, keep=0, device="")             # these may change on the way
-        if {**state["config"], **free} != {**dataclasses.asdict(self.config), **free}:
-            raise BadInput(f"{path} is an unfinished collection with other settings; finish it "
-                           "with those, give another --out, or delete it")
+        same = {**state["config"], **free} == {**dataclasses.asdict(self.config), **free}
+        if not same or state["steps"] > self.config.steps:
+            raise BadInput(f"{path} is damaged, or an unfinished collection with other settings or "
+                           "more steps; finish it with those, give another --out, or delete it")
         self.steps, self.episodes = state["steps"], state["episodes"]
         for name, x in state["replay"].items():
             self.replay[name][:, :self.steps] = x
@@ -181,27 +183,34 @@ class Collection:
             self.obs[i] = torch.as_tensor(obs)
 
     def export(self, path):
-        """Write the data file that `buffers.read` describes: whole episodes, evenly spaced."""
-        settings = dataclasses.asdict(self.config)
-        buffers.write(
-            path, buffers.lives(self.replay, self.episodes, self.ids, self.config.keep),
-            dict(format=buffers.DATA_FORMAT, family=self.config.env,
+        """Write the data file that `dataset.read` describes: whole episodes, evenly spaced."""
+        dataset.write(
+            path, dataset.lives(self.replay, self.episodes, self.ids, self.config.keep),
+            dict(format=dataset.FORMAT, family=self.config.env,
                  tasks={i: self.family.tasks[i] for i in self.ids},
                  behavior_final=dict(zip(self.ids, self.returns())),
-                 collector={i: settings for i in self.ids},
+                 collector=dict.fromkeys(self.ids, dataclasses.asdict(self.config)),
                  versions=dict(gymnasium=gymnasium.__version__, mujoco=mujoco.__version__)))
 
 
 def main(config, _):
     command.check_device(config.device)
-    out = pathlib.Path(config.out or buffers.default_path(config.env))
+    out = pathlib.Path(config.out or dataset.default_path(config.env))
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out or delete it")
+    command.check_writable(out)
     if config.join:
-        buffers.write(out, *buffers.join(config.join.split(","), config.env, config.keep))
+        dataset.write(out, *dataset.join(config.join.split(","), config.env, config.keep))
         return
-    collection, unfinished = Collection(config), out.with_suffix(".unfinished")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    episode = envs.FAMILIES[config.env].horizon
+    if min(config.steps, config.keep) < episode:
+        raise BadInput(f"--steps and --keep must hold an episode; give {episode} or more for both")
+    with command.lock(f"{out}.lock"):
+        live(Collection(config), config, out)
+
+
+def live(collection, config, out):
+    unfinished = pathlib.Path(f"{out}.unfinished")
     if unfinished.exists():
         collection.load(unfinished)
         print(f"goes on from step {collection.steps} of {unfinished}")
@@ -212,13 +221,11 @@ def main(config, _):
         if collection.steps % SAVE_EVERY == 0:
             collection.save(unfinished)
             returns = collection.returns()
-            bar.set_postfix(mean=f"{np.mean(returns):.1f}", worst=f"{min(returns):.1f}")
-            bar.write(f"step {collection.steps}: mean return {np.mean(returns):.1f}, of tasks "
-                      + " ".join(f"{i}:{r:.0f}" for i, r in zip(collection.ids, returns)))
+            bar.write(f"step {collection.steps}: mean return {np.mean(returns):.1f}, of tasks " +
+                      " ".join(f"{i}:{r:.0f}" for i, r in zip(collection.ids, returns)))
     collection.export(out)
     unfinished.unlink(missing_ok=True)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, mean final return "
-          f"{np.mean(collection.returns()):.1f}")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, final {np.mean(collection.returns()):.1f}")
 
 
 if __name__ == "__main__":

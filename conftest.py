@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+import envs
 import macaw
-from helpers import buffers
+from helpers import buffers, dataset
 from helpers.run import Run
 
 HERE = pathlib.Path(__file__).parent
-POINT = buffers.default_path("point_goal")
+POINT = dataset.default_path("point_goal")
 torch.set_num_threads(2)
 
 
@@ -73,8 +74,8 @@ def data_file(path, lengths, terminated, task=None, seed=0, observations=None, *
              rewards=random.normal(size=n), terminations=terminations, truncations=truncations,
              episode_task=task, episode_number=np.arange(len(lengths)),
              episode_seed=np.arange(len(lengths)), episode_length=np.array(lengths))
-    ids = sorted(set(task.tolist()))
-    buffers.write(path, x, {**dict(format=buffers.DATA_FORMAT, family="point_goal",
-                                   tasks={i: {} for i in ids}, collector={}, versions={},
-                                   behavior_final={i: 0.0 for i in ids}), **meta})
+    tasks = {i: envs.FAMILIES["point_goal"].tasks[i] for i in sorted(set(task.tolist()))}
+    dataset.write(path, x, {**dict(
+        format=dataset.FORMAT, family="point_goal", tasks=tasks, collector={}, versions={},
+        behavior_final=dict.fromkeys(tasks, 0.0)), **meta})
     return x

@@ -48,6 +48,8 @@ from helpers import factored
 from helpers.command import flag
 from helpers.run import Method, RunConfig, main
 
+MAX_WEIGHT = 20.0       # an advantage weight exp(A / T) is at most this [code]
+
 # Shapes: N tasks, B transitions of each, c latent size, n numbers in a layer's weights and bias.
 # Every layer has a leading task axis: N tasks at once by batched matrix products, no loop anywhere.
 
@@ -59,7 +61,6 @@ class Config(RunConfig):
     head_width: int = flag(32, "hidden units of the advantage head; 0: none [code]", 0, 4096)
     sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
     temperature: float = flag(1.0, "T of Eq. 1 [code]", 1e-3)
-    max_weight: float = flag(20.0, "largest advantage weight exp(A / T) [code]", 1)
     bootstrap: bool = flag(True, "returns go on with V at the time limit [code]")
     advantage_coef: float = flag(0.01, "lambda of Eq. 3, to begin with [code]", 1e-6)
     inner_lr: float = flag(1e-3, "alpha_1, eta_1, to begin with [code]", 1e-9, 10)
@@ -68,6 +69,7 @@ class Config(RunConfig):
     step_lr: float = flag(1e-3, "Adam, of inner step sizes and lambda [code]", 0, 10)
     weight_decay: float = flag(1.0, "of theta and phi, times their step size [us; code: 0]", 0, 100)
     multi_task: bool = flag(False, "one net told tasks apart, Adam steps in testing (MT+FT)")
+    inner_batch: int = flag(256, "transitions in D^tr [code]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
     late: float = flag(0.0, "D^ts comes from this share of a life on [paper]", 0, 0.99)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 0, 100)
@@ -278,10 +280,10 @@ def value_loss(advantage):
 
 
 def advantage_weights(advantage, config):
-    """exp(A / T) of Eq. 1 for A (N, B) standardised in each task's batch, at most max_weight."""
+    """exp(A / T) of Eq. 1 for A (N, B) standardised in each task's batch, at most MAX_WEIGHT."""
     centred = advantage - advantage.mean(-1, keepdim=True)
     scaled = centred / advantage.std(-1, keepdim=True).clamp_min(1e-4)      # A may be constant
-    return (scaled / config.temperature).clamp_max(math.log(config.max_weight)).exp()
+    return (scaled / config.temperature).clamp_max(math.log(MAX_WEIGHT)).exp()
 
 
 def policy_loss(pi, batch, advantage, config, coef=None):

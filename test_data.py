@@ -11,14 +11,14 @@ import envs
 import macaw
 import sac
 from conftest import HERE, command_line, config_of, data_file, refused, run_of, step
-from helpers import buffers
+from helpers import dataset
 from helpers.buffers import Buffers
 
 # ------------------------------------------------------------------------------------ data, returns
 
 @pytest.mark.parametrize("path", sorted((HERE / "data").glob("*.npz")), ids=lambda p: p.stem)
 def test_shipped_episodes_replay_from_their_seed_and_actions(path):
-    x, meta = buffers.read(path, path.stem)
+    x, meta = dataset.read(path, path.stem)
     assert path.stat().st_size <= 25e6
     assert {int(i): task for i, task in meta["tasks"].items()} == dict(
         enumerate(envs.FAMILIES[path.stem].tasks))
@@ -44,9 +44,9 @@ def test_shipped_episodes_replay_from_their_seed_and_actions(path):
 
 def test_returns_equal_the_brute_force_sum(tmp_path):
     """Truncation keeps its tail gamma^k V(s_end), termination does not."""
-    lengths, terminated = [5, 1, 7, 3, 40], [False, True, True, False, False]
-    x = data_file(tmp_path / "x.npz", lengths, terminated, task=[2] * 5)
-    config = config_of(inner_batch=2, outer_batch=2, gamma=0.9, tasks_per_step=1)
+    lengths, terminated = [5, 1, 7, 3, 40, 4], [False, True, True, False, False, True]
+    x = data_file(tmp_path / "x.npz", lengths, terminated, task=[1, 1, 1, 1, 1, 2])
+    config = config_of(inner_batch=2, outer_batch=2, test_batch=2, gamma=0.9, tasks_per_step=1)
     held = Buffers(tmp_path / "x.npz", config)
 
     def V(obs):
@@ -119,7 +119,7 @@ def test_meta_steps_judge_on_late_data():
 def test_statistics_come_from_training_tasks_alone(tmp_path):
     lengths, task = [20] * 40, np.repeat([0, 1, 2, 7], 10)
     states = np.random.default_rng(0).normal(size=(21 * 40, 2))
-    config = config_of(inner_batch=4, outer_batch=4, tasks_per_step=1)
+    config = config_of(inner_batch=4, outer_batch=4, test_batch=4, tasks_per_step=1)
     data_file(tmp_path / "a.npz", lengths, [False] * 40, task, observations=states)
     changed = np.where(np.repeat(np.isin(task, [2, 7]), 21)[:, None], 100.0, states)
     data_file(tmp_path / "b.npz", lengths, [False] * 40, task, observations=changed)
@@ -158,7 +158,7 @@ def test_a_killed_collection_resumes_exactly(kind, tmp_path, monkeypatch):
         collect.main(config, {})
     monkeypatch.setattr(collect.Collection, "step", step)
     collect.main(config, {})
-    a, b = (buffers.read(tmp_path / name, "point_goal") for name in ("a.npz", "whole.npz"))
+    a, b = (dataset.read(tmp_path / name, "point_goal") for name in ("a.npz", "whole.npz"))
     for name in a[0]:
         np.testing.assert_array_equal(a[0][name], b[0][name])
     assert a[1] == b[1] and not (tmp_path / "a.unfinished").exists()
@@ -306,13 +306,13 @@ def test_collection_refuses_what_it_would_overwrite(tmp_path):
 
 
 def test_episodes_are_kept_evenly_over_a_life():
-    assert np.flatnonzero(buffers.evenly([2] * 12, keep=6)).tolist() == [1, 5, 9]
-    assert buffers.evenly([3, 1, 4, 1, 5], keep=14) == [True] * 5
+    assert np.flatnonzero(dataset.evenly([2] * 12, keep=6)).tolist() == [1, 5, 9]
+    assert dataset.evenly([3, 1, 4, 1, 5], keep=14) == [True] * 5
     random = np.random.default_rng(0)
     lengths = random.integers(1, 200, 300)
-    lives = np.cumsum(lengths)[buffers.evenly(lengths, keep=3000)] / lengths.sum()
+    lives = np.cumsum(lengths)[dataset.evenly(lengths, keep=3000)] / lengths.sum()
     np.testing.assert_allclose(lives, np.linspace(0, 1, len(lives)), atol=0.1)
-    assert lengths[buffers.evenly(lengths, keep=3000)].sum() == pytest.approx(3000, abs=200)
+    assert lengths[dataset.evenly(lengths, keep=3000)].sum() == pytest.approx(3000, abs=200)
 
 
 def test_joined_files_keep_the_best_agent_of_each_task(tmp_path):
@@ -320,11 +320,11 @@ def test_joined_files_keep_the_best_agent_of_each_task(tmp_path):
               behavior_final={1: -5.0, 2: -9.0}, collector={1: "a", 2: "a"})
     data_file(tmp_path / "b.npz", [7, 8], [False] * 2, [2, 3], seed=2,
               behavior_final={2: -3.0, 3: -1.0}, collector={2: "b", 3: "b"})
-    x, meta = buffers.join([tmp_path / "a.npz", tmp_path / "b.npz"], "point_goal", keep=100)
+    x, meta = dataset.join([tmp_path / "a.npz", tmp_path / "b.npz"], "point_goal", keep=100)
     assert x["episode_task"].tolist() == [1, 2, 3]
     assert x["episode_length"].tolist() == [4, 7, 8]
     assert meta["collector"] == {"1": "a", "2": "b", "3": "b"}
-    a, b = (buffers.read(tmp_path / name, "point_goal")[0] for name in ("a.npz", "b.npz"))
+    a, b = (dataset.read(tmp_path / name, "point_goal")[0] for name in ("a.npz", "b.npz"))
     np.testing.assert_array_equal(x["rewards"], np.r_[a["rewards"][:4], b["rewards"]])
     np.testing.assert_array_equal(x["observations"],
                                   np.r_[a["observations"][:5], b["observations"]])

@@ -256,8 +256,9 @@ def test_constant_advantages_give_finite_weights():
         torch.testing.assert_close(weights, torch.ones(2, 16), rtol=0.05, atol=0)
 
 
-def test_advantage_weights_equal_the_formula():
-    config = macaw.Config(temperature=0.5, max_weight=4.0)
+def test_advantage_weights_equal_the_formula(monkeypatch):
+    monkeypatch.setattr(macaw, "MAX_WEIGHT", 4.0)
+    config = macaw.Config(temperature=0.5)
     A = torch.tensor([[0.0, 1.0, 2.0, 7.0]])
     scaled = (A.numpy()[0] - 2.5) / np.std([0, 1, 2, 7], ddof=1) / 0.5
     expected = np.minimum(np.exp(scaled), 4.0)

@@ -197,8 +197,8 @@ def test_what_is_not_finite_stops_the_run_before_the_step(poison, tmp_path):
     step(run)
     getattr(run.buffers, poison).fill_(float("nan"))
     before = {name: p.detach().clone() for name, p in run.learner.named_parameters()}
-    with pytest.raises(command.Diverged, match="value loss is nan at step 2" if
-                       poison == "mc_return" else "policy loss is nan at step 2"):
+    with pytest.raises(command.Diverged, match="value loss of step 2 is nan" if
+                       poison == "mc_return" else "policy loss of step 2 is nan"):
         step(run)
     assert all(torch.equal(p, before[name]) for name, p in run.learner.named_parameters())
     assert run.step == 1
@@ -268,12 +268,12 @@ def test_bad_data_files_are_refused(tmp_path):
     damaged[len(good) // 3:len(good) // 3 + 400] = bytes(400)
     (tmp_path / "damaged.npz").write_bytes(damaged)
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    data_file(tmp_path / "wide.npz", [300] * 4, [False] * 4, [0, 1, 2, 7],
-              observations=np.zeros((1204, 5)))
-    data_file(tmp_path / "future.npz", [300] * 4, [False] * 4, [0, 1, 2, 7], format=99)
-    data_file(tmp_path / "untested.npz", [600] * 2, [False] * 2, [0, 1])
+    data_file(tmp_path / "wide.npz", [40] * 64, [False] * 64, np.repeat([0, 1, 2, 7], 16),
+              observations=np.zeros((64 * 41, 5)))
+    data_file(tmp_path / "future.npz", [40] * 64, [False] * 64, np.repeat([0, 1, 2, 7], 16), format=99)
+    data_file(tmp_path / "untested.npz", [40] * 32, [False] * 32, np.repeat([0, 1], 16))
     for name, word in (("cut", "cut off"), ("text", "cut off"), ("damaged", "cut off"),
-                       ("other", "cut off"), ("wide", "sizes"), ("future", "99"),
+                       ("other", "no array"), ("wide", "sizes"), ("future", "99"),
                        ("untested", "test tasks")):
         path = tmp_path / f"{name}.npz"
         with pytest.raises(command.BadInput, match=word):

@@ -1,17 +1,12 @@
-"""The offline buffers D_i of the training and test tasks: reading a data file, sampling batches."""
-import json
-import pathlib
-import zipfile
-import zlib
+"""The offline buffers D_i of the training and test tasks, and batches of them."""
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 import envs
-from helpers.command import BadInput, replacing
-
-DATA_FORMAT = 1
+from helpers import dataset
+from helpers.command import BadInput
 
 
 class Batch(NamedTuple):
@@ -32,98 +27,6 @@ class Batch(NamedTuple):
         return Batch(*(x[rank::world] for x in self))
 
 
-def default_path(env):
-    """Where the behaviour data of a family lies, wherever the program was started."""
-    return pathlib.Path(__file__).parent.parent / f"data/{env}.npz"
-
-
-def read(path, env):
-    """The arrays and the metadata of a behaviour data file, written by `collect.py`.
-
-    The .npz holds, task by task and episode by episode in the order in which the agent lived
-    them: `observations` (T + 1 an episode), `actions`, `rewards`, `terminations`, `truncations`
-    (T each); for each episode `episode_task`, `episode_number` in the agent's life,
-    `episode_seed` of its reset, `episode_length`; and `metadata`, a JSON string. Raises BadInput.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            x = {name: file[name] for name in file.files}
-            meta = json.loads(str(x["metadata"]))
-    except FileNotFoundError:
-        raise BadInput(f"{path} is not there; make it with `python collect.py --env {env}` or "
-                       "name another file with --data") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
-        raise BadInput(f"{path} cannot be read: it is cut off or not a file of collect.py; "
-                       "make it anew") from None
-    if (meta["format"], meta["family"]) != (DATA_FORMAT, env):
-        raise BadInput(f"{path} holds {meta['family']} in format {meta['format']}, not {env} in "
-                       f"format {DATA_FORMAT}; give another --data or --env")
-    example = envs.make(env, envs.FAMILIES[env].tasks[0])
-    sizes = example.observation_space.shape + example.action_space.shape
-    if sizes != x["observations"].shape[1:] + x["actions"].shape[1:]:
-        raise BadInput(f"{path} has other observation or action sizes than {env}; make it anew")
-    return x, meta
-
-
-def write(path, x, meta):
-    """A file that `read` reads, whole or not at all."""
-    with replacing(path) as file:
-        np.savez_compressed(file, metadata=np.array(json.dumps(meta)), **x)
-
-
-def evenly(lengths, keep):
-    """Which episodes of a life to keep (bool each), evenly spaced, for about `keep` transitions."""
-    chosen, kept, lived, life = [], 0, 0, sum(lengths)
-    for length in lengths:
-        lived += length
-        chosen.append(bool(kept + length / 2 <= lived / life * keep))   # not ahead of the pace
-        kept += length * chosen[-1]
-    return chosen
-
-
-def lives(replay, episodes, ids, keep):
-    """A file's arrays from what was lived: of each task the whole episodes, evenly spaced, for
-    about `keep` transitions. `replay` has columns (N, steps, ...) in the order of `ids`; of each
-    task `episodes` lists [first step, length, seed, return], the last one unfinished."""
-    replay = {name: x.cpu().numpy() for name, x in replay.items()}
-    chosen = []                             # (row, task, number, seed, first, length)
-    for row, task in enumerate(ids):
-        whole = episodes[row][:-1]
-        kept = evenly([length for _, length, _, _ in whole], keep)
-        chosen += [(row, task, number, seed, first, length)
-                   for number, (first, length, seed, _) in enumerate(whole) if kept[number]]
-
-    def lived(name):
-        return np.concatenate([replay[name][row, a:a + n] for row, _, _, _, a, n in chosen])
-    states = [np.r_[replay["obs"][row, a:a + n], replay["next_obs"][row, [a + n - 1]]]
-              for row, _, _, _, a, n in chosen]
-    _, task, number, seed, _, length = np.array(chosen, np.int64).T
-    return dict(observations=np.concatenate(states), actions=lived("action"),
-                rewards=lived("reward"), terminations=lived("terminated"),
-                truncations=lived("truncated"), episode_task=task, episode_number=number,
-                episode_seed=seed, episode_length=length)
-
-
-def join(paths, env, keep):
-    """One file's arrays and metadata from several: of each task the agent that ended best, about
-    `keep` transitions of its life."""
-    files = [read(path, env) for path in paths]
-    ids = sorted({int(i) for _, meta in files for i in meta["tasks"]})
-    parts, joined = [], {**files[0][1], "tasks": {}, "behavior_final": {}, "collector": {}}
-    for i in map(str, ids):
-        x, meta = max((f for f in files if i in f[1]["tasks"]),
-                      key=lambda f: f[1]["behavior_final"][i])
-        for name in ("tasks", "behavior_final", "collector"):
-            joined[name][i] = meta[name][i]
-        length, mine = x["episode_length"], x["episode_task"] == int(i)
-        mine[mine] = evenly(length[mine], keep)
-        transitions, states = np.repeat(mine, length), np.repeat(mine, length + 1)
-        parts.append({name: array[mine if name.startswith("episode_") else
-                                  states if name == "observations" else transitions]
-                      for name, array in x.items() if name != "metadata"})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, joined
-
-
 def mc_returns(rewards, length, gamma):
     """Discounted sums of rewards (N,) from each step to the end of its episode."""
     episode = np.repeat(np.arange(len(length)), length)
@@ -135,21 +38,49 @@ def mc_returns(rewards, length, gamma):
     return table[episode, step]
 
 
+def split(path, config, counts, trained):
+    """Ids of test and training tasks, from the number of each task's transitions. Only a family
+    whose tasks are all test tasks (cheetah_dir) trains on them. Raises BadInput."""
+    family, ids = envs.FAMILIES[config.env], list(counts)
+    test = parse_ids(config.holdout, ids) or [i for i in family.test if i in ids]
+    train = [i for i in ids if i not in test and i not in family.test]
+    if len(family.test) == len(family.tasks) and not config.holdout:
+        train = ids
+    if trained:
+        train = trained["train"]
+    if not test:
+        raise BadInput(f"{path} has none of the test tasks {family.test}; collect them too")
+    if config.tasks_per_step > len(train):
+        raise BadInput(f"--tasks-per-step {config.tasks_per_step} is more than the {len(train)} "
+                       "training tasks; give that or less")
+    sizes = config.batch_sizes
+    need = {**dict.fromkeys(test, config.test_batch),
+            **dict.fromkeys(() if trained else train, len(sizes) * max(sizes))}
+    for i in need:
+        if counts[i] < need[i]:
+            raise BadInput(f"{path} has {counts[i]} transitions of task {i}, where the batches of "
+                           f"a step need {need[i]}: make them smaller or collect more")
+    return test, train
+
+
 class Buffers:
     """The offline buffers D_i of a data file, standardised and ready to sample.
 
     Observations are standardised and returns divided by their deviation, both over the training
-    tasks alone; `stats` are given when they come from a checkpoint. Raises BadInput.
+    tasks alone. `trained`: the training tasks and the statistics (`stats`) that a checkpoint holds,
+    when they come from there. Raises BadInput.
     """
 
-    def __init__(self, path, config, stats=None):
-        x, meta = read(path, config.env)
+    def __init__(self, path, config, trained=None):
+        x, meta = dataset.read(path, config.env)
+        self.fingerprint = dataset.fingerprint(path)
         self.behavior_final = {int(k): v for k, v in meta["behavior_final"].items()}
         length = x["episode_length"]
         episode = np.repeat(np.arange(len(length)), length)                 # of each transition
         task = x["episode_task"][episode]
         ids, first, count = np.unique(task, return_index=True, return_counts=True)
-        self.split(path, config, ids.tolist(), count)
+        counts = dict(zip(ids.tolist(), count.tolist()))
+        self.test, self.train = split(path, config, counts, trained)
         self.id_dim = len(self.train) if config.multi_task else 0
         self.obs_dim, self.act_dim = x["observations"].shape[1] + self.id_dim, x["actions"].shape[1]
 
@@ -160,7 +91,9 @@ class Buffers:
         last = np.cumsum(length + 1)[episode] - 1           # and of the episode's last state
         terminated = np.isin(episode, episode[x["terminations"]])
         discount = np.where(terminated, 0.0, config.gamma ** (last - here))
-        if stats is None:
+        if trained:
+            stats = trained["stats"]
+        else:
             train = np.isin(task, self.train)
             obs = x["observations"][here[train]].astype(np.float64)
             stats = dict(obs_mean=obs.mean(0), obs_std=obs.std(0) + 1e-6,
@@ -177,22 +110,6 @@ class Buffers:
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
         self.first, self.count = torch.zeros(2, ids.max() + 1, 1, dtype=torch.long)
         self.first[ids, 0], self.count[ids, 0] = torch.as_tensor(first), torch.as_tensor(count)
-
-    def split(self, path, config, ids, count):
-        """Training and test tasks; the same where a family has no others (cheetah_dir)."""
-        held_out = envs.FAMILIES[config.env].test
-        self.test = parse_ids(config.holdout, ids) or [i for i in held_out if i in ids]
-        self.train = [i for i in ids if i not in self.test and i not in held_out] or ids
-        if not self.test:
-            raise BadInput(f"{path} has none of the test tasks {held_out}; collect them too")
-        if config.tasks_per_step > len(self.train):
-            raise BadInput(f"--tasks-per-step {config.tasks_per_step} is more than the "
-                           f"{len(self.train)} training tasks; give that or less")
-        sizes = config.batch_sizes
-        need = len(sizes) * max(sizes)
-        if count.min() < need:
-            raise BadInput(f"{path} has {count.min()} transitions of a task; the batches of a "
-                           f"meta-step need {need}: make them smaller or collect more")
 
     def standardise(self, obs):
         """Observations (N, obs) as the nets see them."""
@@ -251,4 +168,6 @@ def parse_ids(text, known):
         raise BadInput(f"'{text}' is no list of task ids; write them as in 0,6") from None
     if wrong := [i for i in ids if i not in known]:
         raise BadInput(f"there is no task {wrong[0]}; choose among {known[0]} to {known[-1]}")
+    if len(set(ids)) < len(ids):
+        raise BadInput(f"'{text}' names a task twice; name each once")
     return ids

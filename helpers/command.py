@@ -9,6 +9,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
+import sys
+import zipfile
 
 import torch
 
@@ -18,7 +21,11 @@ class BadInput(Exception):
 
 
 class Diverged(Exception):
-    """A loss or a gradient is not finite."""
+    """A loss, a gradient or a return is not finite."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is handled as Ctrl-C is."""
 
 
 def flag(default, meaning, low=None, high=1e9):
@@ -26,35 +33,80 @@ def flag(default, meaning, low=None, high=1e9):
     return dataclasses.field(default=default, metadata=dict(help=meaning, low=low, high=high))
 
 
+def check_settings(config_class, settings, presets):
+    """Raises BadInput for a value of a wrong type, out of range, or of an unknown name."""
+    for field in dataclasses.fields(config_class):
+        if field.name not in settings:
+            continue
+        name, value = "--" + field.name.replace("_", "-"), settings[field.name]
+        low, high = field.metadata["low"], field.metadata["high"]
+        if type(value) is not field.type and (field.type, type(value)) != (float, int):
+            raise BadInput(f"{name} {value!r} is no {field.type.__name__}; give one")
+        if field.type in (int, float) and not low <= value <= high:
+            raise BadInput(f"{name} {value} is out of range: give a number from {low:g} to "
+                           f"{high:g}")
+        if field.name in presets and value not in presets[field.name]:
+            raise BadInput(f"{name} {value} is unknown; choose one of "
+                           f"{', '.join(presets[field.name])}")
+
+
 def command_line(main, config_class, presets, doc):
-    """Run main(config, given). Precedence: default, preset of the family, variant, command line."""
+    """Run main(config, given). Precedence: default, preset of the family, variant, command line.
+
+    Exit codes: 0; 1 diverged; 2 bad input, or what the system refuses; 130 Ctrl-C; 143 SIGTERM.
+    """
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
-    for name, field in fields.items():
+
+    def leave(code, sentence):
+        parser.exit(code, f"{parser.prog}: {sentence}\n" if rank() == 0 else None)
+    parser.error = lambda message: leave(2, message)
+    fields = dataclasses.fields(config_class)
+    for field in fields:
         kind = (dict(action=argparse.BooleanOptionalAction) if field.type is bool
                 else dict(type=field.type, metavar=field.type.__name__.upper()))
-        parser.add_argument("--" + name.replace("_", "-"), default=None,
+        parser.add_argument("--" + field.name.replace("_", "-"), default=None,
                             help=f"{field.metadata['help']} ({field.default})", **kind)
     given = {k: v for k, v in vars(parser.parse_args()).items() if v is not None}
-    try:
-        for name, value in given.items():
-            low, high = fields[name].metadata["low"], fields[name].metadata["high"]
-            if fields[name].type in (int, float) and not low <= value <= high:
-                raise BadInput(f"--{name.replace('_', '-')} {value} is out of range: give a "
-                               f"number from {low:g} to {high:g}")
+    with one_sentence(leave):
+        check_settings(config_class, given, presets)
         settings = {}
         for name, table in presets.items():
-            choice = given.get(name, fields[name].default)
-            if choice not in table:
-                raise BadInput(f"--{name} {choice} is unknown; choose one of {', '.join(table)}")
-            settings.update(table[choice])
+            settings.update(table[given.get(name, getattr(config_class, name))])
         main(config_class(**{**settings, **given}), given)
+
+
+def rank():
+    """Of this process under torchrun: the first one, 0, speaks for all."""
+    return int(os.environ.get("RANK", 0))
+
+
+@contextlib.contextmanager
+def one_sentence(leave):
+    """Turns whatever can go wrong without a mistake of ours into leave(code, sentence)."""
+    def terminate(*_):
+        raise Terminated
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
     except BadInput as problem:
-        parser.error(problem)
+        leave(2, problem)
     except Diverged as problem:
-        parser.exit(1, f"{parser.prog}: {problem}\n")
+        leave(1, problem)
+    except Terminated as stop:
+        leave(143, stop.args[0] if stop.args else "stopped")
+    except KeyboardInterrupt as stop:
+        leave(130, stop.args[0] if stop.args else "stopped")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # Python flushes at exit
+        leave(2, "nobody reads the output any more; what was saved is whole")
+    except OSError as problem:
+        leave(2, f"the system refuses{f' {problem.filename}' if problem.filename else ''}: "
+                 f"{problem.strerror or problem}; mend that and start again")
+    except (MemoryError, RuntimeError) as problem:
+        if isinstance(problem, RuntimeError) and "memory" not in str(problem):
+            raise
+        leave(2, "there is not enough memory for these sizes; give smaller ones")
 
 
 def check_device(name):
@@ -69,11 +121,64 @@ def check_device(name):
 def replacing(path, mode="wb"):
     """A file to write in, moved to `path` when all is written: a crash leaves the old one."""
     part = pathlib.Path(f"{path}.part")
-    with open(part, mode, newline="" if "b" not in mode else None) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, mode, newline="" if "b" not in mode else None) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":                      # the move itself survives a loss of power, too
+        folder = os.open(part.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def lock(path):
+    """Holds a folder, or a file made for it, while this process lives. Raises BadInput where
+    another process does."""
+    try:
+        import fcntl
+    except ImportError:                         # Windows has none
+        yield
+        return
+    folder = os.path.isdir(path)
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDONLY | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BadInput(f"{path} is in use by another process; wait for it or give another "
+                       "--out") from None
+    try:
+        yield
+    finally:
+        if not folder:
+            os.unlink(path)
+        os.close(handle)
+
+
+def load_tensors(path, device="cpu"):
+    """What torch.save wrote, never executed; None if the file is damaged or something else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():               # torch.load ignores the checksums
+                return None
+        return torch.load(path, weights_only=True, map_location=device)
+    except OSError:                             # the system's, told elsewhere
+        raise
+    except Exception:                           # torch.load raises many kinds on a damaged file
+        return None
+
+
+def check_writable(path):
+    """Raises BadInput where a file could not be written, before the work whose result it holds."""
+    folder = pathlib.Path(path).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or pathlib.Path(path).is_dir():
+        raise BadInput(f"{path} cannot be written; name a file in a folder that is there")
 
 
 def save_json(path, content):

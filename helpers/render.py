@@ -9,7 +9,7 @@ from gymnasium.wrappers import RenderCollection
 from PIL import Image, ImageDraw
 
 import envs
-from helpers.command import BadInput, replacing
+from helpers.command import BadInput, check_writable, replacing
 
 VIEW = dict(width=320, height=240, camera_name="track")        # it follows the robot
 
@@ -26,10 +26,16 @@ def camera(env, task):
     return RenderCollection(environment)
 
 
+def check(env, path):
+    """Raises BadInput where the GIF could not be drawn or written."""
+    check_writable(path)
+    camera(env, envs.FAMILIES[env].tasks[0]).close()
+
+
 def side_by_side(run, rollout, path):
     """Writes the GIF of the last held-out task; every second step, at the task's own pace."""
     config, buffers, task = run.config, run.buffers, run.buffers.test[-1]
-    batch, = buffers.sample([task], [config.inner_batch], torch.Generator().manual_seed(0))
+    batch, = buffers.sample([task], [config.test_batch], torch.Generator().manual_seed(0))
     films, env = [], camera(config.env, envs.FAMILIES[config.env].tasks[task])
     for adapted, name in ((False, "before"), (True, "after")):
         total, = rollout(run.learner.policies(batch, adapted), [env], [0], buffers)

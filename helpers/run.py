@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 import envs
 from helpers import command, plot, render
-from helpers.buffers import Buffers, default_path
+from helpers.buffers import Buffers
 from helpers.command import BadInput, Diverged, flag
+from helpers.dataset import default_path
 
 CHECKPOINT_FORMAT = 2
 
@@ -52,14 +53,19 @@ class RunConfig:
     holdout: str = flag("", "training tasks, as in 4,12, to test on instead of the test tasks")
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     gamma: float = flag(0.99, "discount [code]", 0, 1)
-    inner_batch: int = flag(256, "transitions in D^tr, also in testing [code]", 2, 100_000)
+    test_batch: int = flag(256, "transitions that a held-out task is adapted to [code]", 2, 100_000)
     eval_every: int = flag(500, "meta-steps between two evaluations", 1)
     eval_draws: int = flag(2, "adaptation batches and episodes of a task in an evaluation", 1, 1000)
     final_draws: int = flag(20, "the same at the end", 1, 1000)
     multi_task = False      # a flag only of a method whose learner may be told the task's id
 
 
-FREE = {"evaluate", "resume", "out", "data", "device", "render", "test_steps", "final_draws"}
+# What may differ from the run of a checkpoint that is gone on with or evaluated
+FREE = {"evaluate", "resume", "out", "data", "device", "render", "test_steps", "test_batch",
+        "final_draws"}
+
+STATE = dict(format=int, config=dict, data=str, train=list, stats=dict, learner=dict, step=int,
+             optimizer=dict, generator=torch.Tensor, seconds=float, rows=list)    # a checkpoint
 
 
 class Method(NamedTuple):
@@ -77,10 +83,11 @@ class Run:
     def __init__(self, method, config, state=None, folder=None):
         self.method, self.config, self.folder = method, config, folder
         self.rank, self.world = processes(config)
-        self.buffers = Buffers(config.data or default_path(config.env), config,
-                               state and state["stats"])
-        torch.manual_seed(config.seed)                              # for the first weights
+        self.buffers = Buffers(config.data or default_path(config.env), config, state)
         sizes = self.buffers.obs_dim, self.buffers.act_dim
+        if state:
+            check_shapes(state["learner"], method, sizes, config)
+        torch.manual_seed(config.seed)                              # for the first weights
         self.learner = method.learner(*sizes, config).to(config.device)
         self.optimizer = self.learner.optimizer()
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -95,7 +102,8 @@ class Run:
         with command.replacing(self.folder / "checkpoint.pt") as file:
             torch.save(dict(
                 format=CHECKPOINT_FORMAT, config=dataclasses.asdict(self.config),
-                stats=self.buffers.stats, learner=self.learner.state_dict(), step=self.step,
+                data=self.buffers.fingerprint, train=self.buffers.train, stats=self.buffers.stats,
+                learner=self.learner.state_dict(), step=self.step,
                 optimizer=self.optimizer.state_dict(), generator=self.generator.get_state(),
                 seconds=self.seconds, rows=self.rows), file)
         command.save_csv(self.folder / "metrics.csv", self.rows)
@@ -113,6 +121,7 @@ class Run:
             bar.update()
             if self.folder and (self.step % config.eval_every == 0 or self.step == config.steps):
                 before, after = (x.mean() for x in evaluate(self, config.eval_draws))
+                self.check_finite(after, "return after adaptation")
                 self.seconds = time.time() - start
                 losses = {name: float(np.mean([x[name] for x in self.losses]))
                           for name in self.losses[0]}
@@ -147,14 +156,18 @@ class Run:
         losses = dict(zip(losses, values.tolist()))
         norm = torch.nn.utils.get_total_norm(gradients).item()
         for term, x in {**losses, "norm of the gradient": norm}.items():
-            if not math.isfinite(x):
-                raise Diverged(f"the {term.replace('_', ' ')} is {x} at step {self.step + 1}, "
-                               "before the update; the last checkpoint is good: try smaller step "
-                               "sizes")
+            self.check_finite(x, f"{term.replace('_', ' ')} of step {self.step + 1}")
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * (1 - self.step / self.config.steps)
         self.optimizer.step()
         self.losses.append(losses)
+
+
+    def check_finite(self, x, name):
+        """Raises Diverged, before an update or a checkpoint is made of it."""
+        if not math.isfinite(x):
+            raise Diverged(f"the {name} is {x}; the last checkpoint is good, but start a new run "
+                           "with smaller step sizes (--policy-lr, --value-lr, --step-lr)")
 
 
 # ---------------------------------------------------------------------------- rollout, evaluation
@@ -182,7 +195,7 @@ def evaluate(run, draws):
     config, buffers = run.config, run.buffers
     tasks = [i for i in buffers.test for _ in range(draws)]
     environments = [envs.make(config.env, envs.FAMILIES[config.env].tasks[i]) for i in tasks]
-    batch, = buffers.sample(tasks, [config.inner_batch], torch.Generator().manual_seed(0))
+    batch, = buffers.sample(tasks, [config.test_batch], torch.Generator().manual_seed(0))
     results = []
     for adapted in (False, True):
         returns = rollout(run.learner.policies(batch, adapted), environments, range(len(tasks)),
@@ -217,8 +230,9 @@ def report(result):
 
 # ------------------------------------------------------------------------------ several processes
 def processes(config):
-    """Rank of this process and number of processes, (0, 1) but under torchrun; raises BadInput."""
-    if "RANK" not in os.environ:
+    """Rank of this process and number of processes, (0, 1) but for training under torchrun; raises
+    BadInput."""
+    if "RANK" not in os.environ or config.evaluate:
         return 0, 1
     if not dist.is_initialized():
         if config.device != "cpu":
@@ -247,39 +261,79 @@ def sum_over_processes(tensors):
 
 
 # ------------------------------------------------------------------- checkpoints and run folders
-def load_checkpoint(path, given):
-    """The state that `Run.save` wrote; raises BadInput, also if flags but the free ones differ."""
+def load_checkpoint(path, method, given):
+    """The state that `Run.save` wrote, checked; raises BadInput for any other file, and for flags
+    that differ from the run's, but the free ones."""
+    def check(good, problem):
+        if not good:
+            raise BadInput(f"{path} {problem}")
+    check(pathlib.Path(path).exists(), "is not there; name a checkpoint that is")
+    state = command.load_tensors(path) if pathlib.Path(path).is_file() else None
+    ours = isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT
+    check(ours, "is damaged or of another version of this program; train anew")
+    for name, kind in STATE.items():
+        check(isinstance(state.get(name), kind), f"holds no '{name}'; train anew")
+    config = state["config"]
+    fields = {field.name for field in dataclasses.fields(method.config)}
+    check(set(config) == fields, "was made with other settings than this version has; train anew")
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        ours = state["format"] == CHECKPOINT_FORMAT
-    except FileNotFoundError:
-        raise BadInput(f"there is no checkpoint {path}; name one that is there") from None
-    except Exception:                       # torch.load raises many kinds on a damaged file
-        ours = False
-    if not ours:
-        raise BadInput(f"{path} is damaged or of another version of this program; train anew")
+        presets = dict(env=method.presets, variant=method.variants)
+        command.check_settings(method.config, config, presets)
+    except BadInput as problem:
+        raise BadInput(f"{path} was made with a bad setting: {problem}") from None
+    check(0 <= state["step"] <= config["steps"], "has a step that its run never makes; train anew")
+    tensors = [*state["stats"].values(), *state["learner"].values()]
+    finite = all(isinstance(x, torch.Tensor) and x.isfinite().all() for x in tensors)
+    check(finite, "has numbers that are not finite; train anew with smaller step sizes")
     for name, value in given.items():
-        if name not in FREE and value != state["config"][name]:
-            raise BadInput(f"{path} was made with --{name.replace('_', '-')} "
-                           f"{state['config'][name]}; leave the flag away or start a new run")
+        check(name in FREE or value == config[name], f"was made with --{name.replace('_', '-')} "
+              f"{config[name]}; leave the flag away or start a new run")
     return state
 
 
+def check_shapes(parameters, method, sizes, config):
+    """Raises BadInput where a checkpoint's parameters are not those of its learner, before any
+    memory is taken for it."""
+    with torch.device("meta"):
+        expected = method.learner(*sizes, config).state_dict()
+    if {k: x.shape for k, x in parameters.items()} != {k: x.shape for k, x in expected.items()}:
+        raise BadInput("the checkpoint's parameters do not fit its settings and the data; train "
+                       "anew or give other --data")
+
+
 def load(method, path, **given):
-    """The run of a checkpoint, ready to adapt: a learner and its buffers. Raises BadInput."""
-    state = load_checkpoint(path, given)
-    return Run(method, method.config(**{**state["config"], "render": "", **given}), state)
+    """The run of a checkpoint, ready to adapt or to go on: a learner and its buffers. `given`:
+    settings that differ, among the free ones. Raises BadInput."""
+    state = load_checkpoint(path, method, given)
+    once = dict(resume=False, evaluate="", render="")           # of the command that made it
+    config = method.config(**{**state["config"], **once, **given})
+    try:
+        run = Run(method, config, state)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise BadInput(f"{path} does not fit together; train anew") from None
+    if config.resume:
+        if run.buffers.fingerprint != state["data"]:
+            raise BadInput(f"{path} was trained on other data; give the file that it began with as "
+                           "--data")
+        moments = [x for p in run.optimizer.state.values() for x in p.values() if x.ndim]
+        if run.step and not moments:
+            raise BadInput(f"{path} has no optimizer state, so it can be evaluated but not resumed")
+    return run
 
 
 def run_folder(config):
     """A new folder, runs/ENV-VARIANT-sSEED or the one named, which holds something only where its
-    run goes on."""
+    run goes on, or was killed before its first checkpoint."""
     if config.out:
         folder = pathlib.Path(config.out)
         if config.resume:
             return folder
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise BadInput(f"{folder} is taken; give another --out, or --resume to go on with it")
+        if folder.exists():
+            taken = not folder.is_dir() or any(
+                file.name != "config.json" and file.suffix != ".part" for file in folder.iterdir())
+            if taken:
+                raise BadInput(f"{folder} is taken; give another --out, or --resume to go on with "
+                               "it")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     name, number = f"{config.env}-{config.variant}-s{config.seed}", 1
@@ -295,31 +349,49 @@ def run_folder(config):
 def go(method, config, given):
     """Train or evaluate as the command line says."""
     command.check_device(config.device)
+    if config.render:                               # all that can fail, before the work
+        render.check(config.env, config.render)
     if config.resume and not config.out:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
-    checkpoint = config.evaluate or (config.resume and f"{config.out}/checkpoint.pt")
-    run = load(method, checkpoint, **given) if checkpoint else Run(method, config)
-    config = run.config
-    if config.render:                               # before the work, not after it
-        render.camera(config.env, envs.FAMILIES[config.env].tasks[0]).close()
     if config.evaluate:
-        result = summary(run)
-    elif run.rank:                                  # the first process evaluates and saves
-        method.train(run, config.steps)
+        if command.rank() == 0:
+            run = load(method, config.evaluate, **given)
+            finish(run, summary(run))
         return
+    if config.resume:
+        run = load(method, f"{config.out}/checkpoint.pt", **given)
     else:
-        folder = run.folder = run_folder(config)
+        run = Run(method, config)
+    if run.rank:                                    # the first process evaluates and saves
+        method.train(run, run.config.steps)
+        return
+    run.folder = run_folder(run.config)
+    with command.lock(run.folder):
+        result = train(run)
+    finish(run, result)
+
+
+def train(run):
+    """Train to the end in the run's folder; the summary."""
+    config, folder = run.config, run.folder
+    print(f"{config.variant} on {config.env}: {len(run.buffers.train)} training tasks, "
+          f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
+    try:
         command.save_json(folder / "config.json", dataclasses.asdict(config))
-        print(f"{config.variant} on {config.env}: {len(run.buffers.train)} training tasks, "
-              f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
         run.save()                                  # so that a kill at any moment resumes
-        method.train(run, config.steps)
+        run.method.train(run, config.steps)
         result = summary(run)
-        command.save_json(folder / "summary.json", result)
-        plot.curve([folder], folder / "curve.png")
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"stopped; go on with --resume --out {folder}") from None
+    command.save_json(folder / "summary.json", result)
+    plot.curve([folder], folder / "curve.png")
+    return result
+
+
+def finish(run, result):
     report(result)
-    if config.render:
-        render.side_by_side(run, rollout, config.render)
+    if run.config.render:
+        render.side_by_side(run, rollout, run.config.render)
 
 
 def main(method, doc):

@@ -1,0 +1,209 @@
+"""Behaviour data files: their format, reading with every check, writing, joining."""
+import hashlib
+import json
+import math
+import pathlib
+import zipfile
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+import envs
+from helpers.command import BadInput, replacing
+
+FORMAT = 1
+LARGEST = 8e9               # bytes that a file may unpack to
+
+
+class Column(NamedTuple):
+    """What an array of a file must be."""
+    kinds: str              # of its dtype: f float, b bool, i and u integers, U text
+    dims: int
+    rows: str               # of what it has one each
+    low: float = -math.inf
+    high: float = math.inf
+
+
+COLUMNS = dict(
+    observations=Column("f", 2, "state"),
+    actions=Column("f", 2, "transition", -1, 1),
+    rewards=Column("f", 1, "transition"),
+    terminations=Column("b", 1, "transition"),
+    truncations=Column("b", 1, "transition"),
+    episode_task=Column("iu", 1, "episode", 0, 1e6),
+    episode_number=Column("iu", 1, "episode", 0, 1e12),
+    episode_seed=Column("iu", 1, "episode", 0, 2 ** 63),
+    episode_length=Column("iu", 1, "episode", 1, 1e6),
+    metadata=Column("U", 0, ""),
+)
+
+
+def default_path(env):
+    """Where the behaviour data of a family lies, wherever the program was started."""
+    return pathlib.Path(__file__).parent.parent / f"data/{env}.npz"
+
+
+def read(path, env):
+    """The arrays and the metadata of a behaviour data file, written by `collect.py`.
+
+    The .npz holds, task by task and episode by episode in the order in which the agent lived
+    them: `observations` (T + 1 an episode), `actions`, `rewards`, `terminations`, `truncations`
+    (T each); for each episode `episode_task`, `episode_number` in the agent's life,
+    `episode_seed` of its reset, `episode_length`; and `metadata`, a JSON string. The last step of
+    an episode, and no other, is a termination or a truncation. Raises BadInput.
+    """
+    def check(good, problem):
+        if not good:
+            raise BadInput(f"{path} {problem}")
+    check(pathlib.Path(path).exists(), "is not there; make it with `python collect.py --env "
+                                       f"{env}` or name another file with --data")
+    try:
+        check_headers(path, check)
+        with np.load(path, allow_pickle=False) as file:
+            x = {name: file[name] for name in COLUMNS}
+        meta = json.loads(str(x.pop("metadata")))
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        check(False, "cannot be read: it is cut off or not a file of collect.py; make it anew")
+    check_metadata(meta, env, check)
+    check_arrays(x, env, check)
+    for i in np.unique(x["episode_task"]).tolist():
+        check(meta["tasks"].get(str(i)) == envs.FAMILIES[env].tasks[i],
+              f"has another task {i} than {env} has; collect it anew with this version")
+        check(is_number(meta["behavior_final"].get(str(i))),
+              f"has no behavior_final of task {i}, what its agent reached at the end; add it")
+    return x, meta
+
+
+def check_headers(path, check):
+    """What the arrays' headers declare, before any of them is read."""
+    if not pathlib.Path(path).is_file():                        # a pipe would block for ever
+        raise zipfile.BadZipFile
+    with zipfile.ZipFile(path) as archive:
+        members, total = {info.filename: info for info in archive.infolist()}, 0
+        for name, column in COLUMNS.items():
+            check(f"{name}.npy" in members, f"has no array '{name}'; make it anew")
+            with archive.open(members[f"{name}.npy"]) as file:
+                version = np.lib.format.read_magic(file)
+                shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else
+                                   np.lib.format.read_array_header_2_0)(file)
+                declared = file.tell() + math.prod(shape) * dtype.itemsize
+            check(dtype.kind in column.kinds and len(shape) == column.dims,
+                  f"has {dtype} numbers in {len(shape)} dimensions as '{name}', not what belongs "
+                  "there; make it anew")
+            if declared != members[f"{name}.npy"].file_size:
+                raise zipfile.BadZipFile
+            total += declared
+        check(total <= LARGEST, f"unpacks to {total / 1e9:.0f} GB, more than {LARGEST / 1e9:.0f}; "
+                                "keep fewer transitions")
+
+
+def check_metadata(meta, env, check):
+    known = isinstance(meta, dict) and {"format", "family", "tasks", "behavior_final"} <= set(meta)
+    check(known, "has no metadata of collect.py; make it anew")
+    check((meta["format"], meta["family"]) == (FORMAT, env),
+          f"holds {meta['family']} in format {meta['format']}, not {env} in format {FORMAT}; give "
+          "another --data or --env")
+    check(isinstance(meta["tasks"], dict) and isinstance(meta["behavior_final"], dict),
+          "has no metadata of collect.py; make it anew")
+
+
+def check_arrays(x, env, check):
+    family, example = envs.FAMILIES[env], envs.make(env, envs.FAMILIES[env].tasks[0])
+    length, task = x["episode_length"], x["episode_task"]
+    check(len(length) > 0, "holds no episode; collect more")
+    for name, array in x.items():
+        check(np.isfinite(array).all(),
+              f"has numbers in '{name}' that are not finite; leave out those episodes")
+        low, high = COLUMNS[name].low, COLUMNS[name].high
+        inside = not array.size or low <= array.min() <= array.max() <= high
+        check(inside, f"has numbers in '{name}' outside {low:g} to {high:g}; leave out those "
+                      "episodes")
+    check(length.max() <= family.horizon, f"has an episode of {length.max()} steps, where {env} "
+                                          f"ends one after {family.horizon}; cut it")
+    steps = int(length.sum(dtype=np.int64))
+    rows = dict(episode=len(length), transition=steps, state=steps + len(length))
+    for name, array in x.items():
+        expected = rows[COLUMNS[name].rows]
+        check(len(array) == expected, f"has {len(array)} rows in '{name}', where the lengths of "
+                                      f"its episodes ask for {expected}; make it anew")
+    ends = np.flatnonzero(x["terminations"] | x["truncations"])
+    check(np.array_equal(ends, np.cumsum(length, dtype=np.int64) - 1),
+          "has an episode that ends before its last step, or does not end there; mark the last "
+          "step, and no other, as a termination or a truncation")
+    ids = task[np.r_[True, task[1:] != task[:-1]]]
+    check(len(set(ids)) == len(ids), "has episodes of one task in several places; sort them")
+    check(max(ids) < len(family.tasks), f"has a task {max(ids)}, where the last one of {env} is "
+                                        f"{len(family.tasks) - 1}; leave it out")
+    sizes = example.observation_space.shape + example.action_space.shape
+    check(sizes == x["observations"].shape[1:] + x["actions"].shape[1:],
+          f"has other observation or action sizes than {env}; make it anew")
+
+
+def is_number(x):
+    return isinstance(x, int | float) and math.isfinite(x)
+
+
+def fingerprint(path):
+    """Tells files apart, so that a run goes on with the data that it began with."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(path, x, meta):
+    """A file that `read` reads, whole or not at all."""
+    with replacing(path) as file:
+        np.savez_compressed(file, metadata=np.array(json.dumps(meta)), **x)
+
+
+def evenly(lengths, keep):
+    """Which episodes of a life to keep (bool each), evenly spaced, for about `keep` transitions."""
+    chosen, kept, lived, life = [], 0, 0, sum(lengths)
+    for length in lengths:
+        lived += length
+        chosen.append(bool(kept + length / 2 <= lived / life * keep))   # not ahead of the pace
+        kept += length * chosen[-1]
+    return chosen
+
+
+def lives(replay, episodes, ids, keep):
+    """A file's arrays from what was lived: of each task the whole episodes, evenly spaced, for
+    about `keep` transitions. `replay` has columns (N, steps, ...) in the order of `ids`; of each
+    task `episodes` lists [first step, length, seed, return], the last one unfinished."""
+    replay = {name: x.cpu().numpy() for name, x in replay.items()}
+    chosen = []                             # (row, task, number, seed, first, length)
+    for row, task in enumerate(ids):
+        whole = episodes[row][:-1]
+        kept = evenly([length for _, length, _, _ in whole], keep)
+        chosen += [(row, task, number, seed, first, length)
+                   for number, (first, length, seed, _) in enumerate(whole) if kept[number]]
+
+    def lived(name):
+        return np.concatenate([replay[name][row, a:a + n] for row, _, _, _, a, n in chosen])
+    states = [np.r_[replay["obs"][row, a:a + n], replay["next_obs"][row, [a + n - 1]]]
+              for row, _, _, _, a, n in chosen]
+    _, task, number, seed, _, length = np.array(chosen, np.int64).T
+    return dict(observations=np.concatenate(states), actions=lived("action"),
+                rewards=lived("reward"), terminations=lived("terminated"),
+                truncations=lived("truncated"), episode_task=task, episode_number=number,
+                episode_seed=seed, episode_length=length)
+
+
+def join(paths, env, keep):
+    """One file's arrays and metadata from several: of each task the agent that ended best, about
+    `keep` transitions of its life."""
+    files = [read(path, env) for path in paths]
+    ids = sorted({int(i) for _, meta in files for i in meta["tasks"]})
+    parts, joined = [], {**files[0][1], "tasks": {}, "behavior_final": {}, "collector": {}}
+    for i in map(str, ids):
+        x, meta = max((f for f in files if i in f[1]["tasks"]),
+                      key=lambda f: f[1]["behavior_final"][i])
+        for name in ("tasks", "behavior_final", "collector"):
+            joined[name][i] = meta[name][i]
+        length, mine = x["episode_length"], x["episode_task"] == int(i)
+        mine[mine] = evenly(length[mine], keep)
+        transitions, states = np.repeat(mine, length), np.repeat(mine, length + 1)
+        parts.append({name: array[mine if name.startswith("episode_") else
+                                  states if name == "observations" else transitions]
+                      for name, array in x.items() if name != "metadata"})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, joined
