@@ -4,13 +4,12 @@
 
 Each time is the median of many runs; what is compared is run in turns, for machines are noisy.
 """
-import argparse
 import multiprocessing
 import pathlib
 import re
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +27,14 @@ RELEASED = macaw.Config(latent=100, inner_steps=1)     # 5 tasks, 256 + 256, 3 x
 CHEETAH = 17, 6                         # numbers in an observation and in an action
 GROWTH = {"tasks_per_step": (1, 2, 5, 10, 20, 35, 40), "inner_steps": (1, 2, 3, 4, 5),
           "latent": (8, 32, 100, 200), "width": (50, 100, 200, 400)}
+
+
+@dataclass(frozen=True)
+class Config:
+    json: str = command.flag("", "a file to write the figures to")
+    figure: str = command.flag("", "a picture to draw of how a step grows with its sizes")
+    device: str = command.flag("cpu", "cpu or cuda")
+    seconds: float = command.flag(10.0, "for each comparison", 0.1, 600)
 
 
 def steps(config, device, obs_dim, act_dim):
@@ -101,15 +108,13 @@ def peak_memory(function, *arguments, which=0):
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", help="write the figures to this file")
-    parser.add_argument("--figure", help="draw the growth of a step with its sizes to this file")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=10, help="for each comparison")
-    options = parser.parse_args()
-    device, seconds, result = options.device, options.seconds, {}
+def main(config, _):
+    device, seconds, result = config.device, config.seconds, {}
+    command.check_device(device)
+    for path in filter(None, (config.json, config.figure)):
+        command.check_writable(path)
+    if not pathlib.Path("/proc/self/status").exists():
+        raise command.BadInput("peak memory is read from /proc, which only Linux has; run it there")
 
     def show(**numbers):
         for name, value in numbers.items():
@@ -117,9 +122,9 @@ def main():
             print(f"{name:36s} {value:12.2f}", flush=True)
     show(threads=torch.get_num_threads())
     for tasks, suffix in ((5, ""), (35, "_all_tasks")):
-        config = replace(RELEASED, tasks_per_step=tasks)
-        ours, theirs = milliseconds(seconds * tasks / 5, *steps(config, device, *CHEETAH))
-        least = floor(config, device)
+        sized = replace(RELEASED, tasks_per_step=tasks)
+        ours, theirs = milliseconds(seconds * tasks / 5, *steps(sized, device, *CHEETAH))
+        least = floor(sized, device)
         show(**{"meta_step_ms" + suffix: ours, "straightforward_ms" + suffix: theirs,
                 "ratio" + suffix: theirs / ours, "floor_ms" + suffix: least,
                 "over_floor" + suffix: ours / least})
@@ -140,11 +145,11 @@ def main():
         for value in values:
             step, _ = steps(replace(RELEASED, **{name: value}), device, *CHEETAH)
             show(**{f"{name}_{value}_ms": milliseconds(seconds / 10, step)[0]})
-    if options.figure:
-        plot.growth(GROWTH, result, options.figure)
-    if options.json:
-        command.save_json(options.json, result)
+    if config.figure:
+        plot.growth(GROWTH, result, config.figure)
+    if config.json:
+        command.save_json(config.json, result)
 
 
 if __name__ == "__main__":
-    main()
+    command.command_line(main, Config, {}, __doc__)

@@ -268,9 +268,9 @@ def test_bad_data_files_are_refused(tmp_path):
     damaged[len(good) // 3:len(good) // 3 + 400] = bytes(400)
     (tmp_path / "damaged.npz").write_bytes(damaged)
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    data_file(tmp_path / "wide.npz", [40] * 64, [False] * 64, np.repeat([0, 1, 2, 7], 16),
-              observations=np.zeros((64 * 41, 5)))
-    data_file(tmp_path / "future.npz", [40] * 64, [False] * 64, np.repeat([0, 1, 2, 7], 16), format=99)
+    lives = [40] * 64, [False] * 64, np.repeat([0, 1, 2, 7], 16)
+    data_file(tmp_path / "wide.npz", *lives, observations=np.zeros((64 * 41, 5)))
+    data_file(tmp_path / "future.npz", *lives, format=99)
     data_file(tmp_path / "untested.npz", [40] * 32, [False] * 32, np.repeat([0, 1], 16))
     for name, word in (("cut", "cut off"), ("text", "cut off"), ("damaged", "cut off"),
                        ("other", "no array"), ("wide", "sizes"), ("future", "99"),

@@ -187,8 +187,8 @@ def save_json(path, content):
 
 
 def save_csv(path, rows):
-    """Rows are dicts with the same keys; without rows the file is empty."""
+    """Rows are dicts; a key that a row lacks leaves its field empty."""
     with replacing(path, "w") as file:
-        writer = csv.DictWriter(file, rows[0] if rows else [])
+        writer = csv.DictWriter(file, max(rows, key=len, default=()))
         writer.writeheader()
         writer.writerows(rows)

@@ -1,7 +1,7 @@
 """Figures and the table of the README, from run folders.
 
-    python plot.py curve runs/a runs/b --out curve.png          # held-out return over meta-steps
-    python plot.py results [results] --out results/results.png  # every family and variant; a table
+    python -m helpers.plot curve runs/a runs/b --out curve.png      # return over meta-steps
+    python -m helpers.plot results results --out results.png        # every family; prints a table
 """
 import argparse
 import csv
@@ -10,6 +10,8 @@ import pathlib
 
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a notebook's alone
+
+from helpers.command import BadInput, check_writable, one_sentence
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73"}   # Okabe and Ito
 METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT",
@@ -21,22 +23,37 @@ NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
          for name, label in METHODS.items()}    # of run folders, and in the README
 
 
-def rows(folder):
-    with open(folder / "metrics.csv") as file:
-        return list(csv.DictReader(file))
+def read(folder, name):
+    """One of a run's files: config.json or summary.json as a dict, metrics.csv as columns of
+    numbers. Raises BadInput."""
+    try:
+        with open(pathlib.Path(folder) / name) as file:
+            if name.endswith(".json"):
+                content = json.load(file)
+                needed = ("variant", "env", "seed")
+            else:
+                rows = list(csv.DictReader(file))
+                content = {column: np.array([float(row[column] or "nan") for row in rows])
+                           for column in (rows[0] if rows else ())}
+                needed = ("step", "before", "after")
+            if missing := [key for key in needed if key not in content]:
+                raise ValueError(f"no {missing[0]}")
+            return content
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"{folder} holds no {name}; name the folder of a run") from None
+    except (ValueError, TypeError, KeyError, csv.Error) as problem:
+        raise BadInput(f"{folder}/{name} cannot be read ({problem}); make the run anew") from None
 
 
 def curve(folders, path):
     """Held-out return before and after adaptation over meta-steps, a line a run."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for folder in map(pathlib.Path, folders):
-        config = json.loads((folder / "config.json").read_text())
-        table = rows(folder)
-        x = [int(row["step"]) for row in table]
-        line, = axes.plot(x, [float(row["after"]) for row in table],
+    for folder in folders:
+        config, table = read(folder, "config.json"), read(folder, "metrics.csv")
+        line, = axes.plot(table["step"], table["after"],
                           label=f"{config['variant']}, seed {config['seed']}")
-        axes.plot(x, [float(row["before"]) for row in table], ":", color=line.get_color())
+        axes.plot(table["step"], table["before"], ":", color=line.get_color())
     axes.set(xlabel="meta-steps", ylabel="return on held-out tasks",
              title=f"{config['env']}: after (solid) and before (dotted) adaptation")
     axes.legend()
@@ -54,8 +71,10 @@ def interval(runs, name):
 
 def results(folder, path):
     """A panel a family with the mean over seeds and the range of MACAW and the baselines; prints
-    the README's table, with the ablations too."""
+    the table of docs/results.md, with the ablations too."""
     families = sorted({f.parent.parent for f in pathlib.Path(folder).glob("*/*/summary.json")})
+    if not families:
+        raise BadInput(f"{folder} holds no FAMILY/VARIANT-sSEED/summary.json; name such a folder")
     count = (len(families) + 1) // 2                                            # of rows
     figure = Figure(figsize=(9, 3.2 * count + 0.6), layout="constrained")
     panels = figure.subplots(count, 2, squeeze=False).ravel()
@@ -68,26 +87,30 @@ def results(folder, path):
             folders = [f.parent for f in sorted(family.glob(f"{variant}-s*/summary.json"))]
             if not folders:
                 continue
-            runs = [json.loads((f / "summary.json").read_text()) for f in folders]
+            runs = [read(f, "summary.json") for f in folders]
             mean, low, high = interval(runs, "after")
             print(f"| {family.name} | {label} | {len(runs)} | {interval(runs, 'before')[0]:.1f} | "
                   f"{mean:.1f} [{low:.1f}, {high:.1f}] | {runs[0]['behavior_mean']:.1f} | "
                   f"{runs[0]['behavior_final']:.1f} |")
-            if variant not in COLORS:
-                continue
-            tables = [rows(f) for f in folders]
-            x = [int(row["step"]) for row in tables[0]]
-            y = np.array([[float(row["after"]) for row in table] for table in tables])
-            axes.plot(x, y.mean(0), color=COLORS[variant], lw=2, label=label)
-            axes.fill_between(x, y.min(0), y.max(0), color=COLORS[variant], alpha=0.2)
-        axes.axhline(runs[0]["behavior_final"], color="black", ls=":", label="agents at their end")
-        axes.set(title=family.name, xlabel="meta-steps", xscale="log")
-        ticks = sorted({x[0] * 2 ** k for k in range(20)} & set(x))
-        axes.set_xticks(ticks, ticks)
+            axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
+            if variant in COLORS:
+                band(axes, [read(f, "metrics.csv") for f in folders], COLORS[variant], label)
+        axes.set(title=family.name, xlabel="meta-steps")
+        axes.set_xscale("symlog", linthresh=10)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.minorticks_off()
-    figure.supylabel("return on held-out tasks, adapted", fontsize="medium")
+    figure.supylabel("return on held-out tasks, adapted (dotted: agents at their end)",
+                     fontsize="medium")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=150)
+
+
+def band(axes, tables, color, label):
+    """Mean and range of `after` over runs, at the steps at which all of them were evaluated."""
+    x = sorted(set.intersection(*(set(table["step"]) for table in tables)))
+    y = np.array([table["after"][np.isin(table["step"], x)] for table in tables])
+    axes.plot(x, y.mean(0), color=color, lw=2, label=label)
+    axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.2)
 
 
 def growth(sizes, times, path):
@@ -106,14 +129,23 @@ def growth(sizes, times, path):
     figure.savefig(path, dpi=150)
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     parser.add_argument("kind", choices=("curve", "results"))
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    if arguments.kind == "curve":
-        curve(arguments.folders, arguments.out)
-    else:
-        results(arguments.folders[0], arguments.out)
+    with one_sentence(lambda code, sentence: parser.exit(code, f"{parser.prog}: {sentence}\n")):
+        check_writable(arguments.out)
+        if pathlib.Path(arguments.out).suffix not in (".png", ".pdf", ".svg"):
+            raise BadInput(f"{arguments.out} is no picture; end it with .png, .pdf or .svg")
+        if arguments.kind == "curve":
+            curve(arguments.folders, arguments.out)
+        else:
+            results(arguments.folders[0], arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,6 +35,7 @@ from helpers.command import BadInput, Diverged, flag
 from helpers.dataset import default_path
 
 CHECKPOINT_FORMAT = 2
+EARLY = 0, 10, 30, 100          # steps at which a run is evaluated too, for its first moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,27 +113,37 @@ class Run:
     def steps(self, until):
         """One training step each, up to `until`; with an evaluation and a checkpoint now and then
         where the run has a folder."""
-        config, start = self.config, time.time() - self.seconds
+        start = time.time() - self.seconds
         bar = tqdm(total=until, initial=self.step, unit="step",
                    disable=None if self.folder else True)
+        if self.step == 0:
+            self.look(start, bar)
         while self.step < until:
             yield
             self.step += 1
             bar.update()
-            if self.folder and (self.step % config.eval_every == 0 or self.step == config.steps):
-                before, after = (x.mean() for x in evaluate(self, config.eval_draws))
-                self.check_finite(after, "return after adaptation")
-                self.seconds = time.time() - start
-                losses = {name: float(np.mean([x[name] for x in self.losses]))
-                          for name in self.losses[0]}
-                self.losses = []
-                self.rows.append(dict(step=self.step, seconds=round(self.seconds, 1), **losses,
-                                      before=float(before), after=float(after)))
-                self.save()
-                losses = "  ".join(f"{name} {x:.4f}" for name, x in losses.items())
-                bar.write(f"step {self.step:6d}  {self.seconds:5.0f} s  {losses}  "
-                          f"return before {before:7.1f}  after {after:7.1f}")
+            self.look(start, bar)
         bar.close()
+
+    def look(self, start, bar):
+        """Evaluate and save, where this is due."""
+        config, step = self.config, self.step
+        due = step % config.eval_every == 0 or step in EARLY or step == config.steps
+        done = self.rows and self.rows[-1]["step"] == step      # a run that was killed just after
+        if not self.folder or not due or done:
+            return
+        before, after = (x.mean() for x in evaluate(self, config.eval_draws))
+        self.check_finite(after, "return after adaptation")
+        self.seconds = time.time() - start
+        losses = {name: float(np.mean([x[name] for x in self.losses]))
+                  for name in (self.losses[0] if self.losses else ())}
+        self.losses = []
+        self.rows.append(dict(step=step, seconds=round(self.seconds, 1), **losses,
+                              before=float(before), after=float(after)))
+        self.save()
+        losses = "".join(f"{name} {x:.4f}  " for name, x in losses.items())
+        bar.write(f"step {step:6d}  {self.seconds:5.0f} s  {losses}"
+                  f"return before {before:7.1f}  after {after:7.1f}")
 
     def choose(self, count):
         """Ids of so many training tasks, drawn at random."""
