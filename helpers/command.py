@@ -163,15 +163,22 @@ def lock(path):
 
 def load_tensors(path, device="cpu"):
     """What torch.save wrote, never executed; None if the file is damaged or something else."""
+    check_readable(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():               # torch.load ignores the checksums
                 return None
         return torch.load(path, weights_only=True, map_location=device)
-    except OSError:                             # the system's, told elsewhere
-        raise
-    except Exception:                           # torch.load raises many kinds on a damaged file
+    except Exception:                           # many kinds on a damaged file
         return None
+
+
+def check_readable(path):
+    """Raises BadInput for what is no file (a pipe would block for ever), OSError for one that the
+    system keeps shut."""
+    if not pathlib.Path(path).is_file():
+        raise BadInput(f"{path} is not a file; name one")
+    open(path, "rb").close()
 
 
 def check_writable(path):

@@ -4,12 +4,12 @@ import json
 import math
 import pathlib
 import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 
 import envs
+from helpers import command
 from helpers.command import BadInput, replacing
 
 FORMAT = 1
@@ -58,12 +58,15 @@ def read(path, env):
             raise BadInput(f"{path} {problem}")
     check(pathlib.Path(path).exists(), "is not there; make it with `python collect.py --env "
                                        f"{env}` or name another file with --data")
+    command.check_readable(path)
     try:
         check_headers(path, check)
         with np.load(path, allow_pickle=False) as file:
             x = {name: file[name] for name in COLUMNS}
         meta = json.loads(str(x.pop("metadata")))
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+    except BadInput:
+        raise
+    except Exception:                                           # many kinds on a damaged file
         check(False, "cannot be read: it is cut off or not a file of collect.py; make it anew")
     check_metadata(meta, env, check)
     check_arrays(x, env, check)
@@ -77,8 +80,6 @@ def read(path, env):
 
 def check_headers(path, check):
     """What the arrays' headers declare, before any of them is read."""
-    if not pathlib.Path(path).is_file():                        # a pipe would block for ever
-        raise zipfile.BadZipFile
     with zipfile.ZipFile(path) as archive:
         members, total = {info.filename: info for info in archive.infolist()}, 0
         for name, column in COLUMNS.items():

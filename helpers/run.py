@@ -279,7 +279,7 @@ def load_checkpoint(path, method, given):
         if not good:
             raise BadInput(f"{path} {problem}")
     check(pathlib.Path(path).exists(), "is not there; name a checkpoint that is")
-    state = command.load_tensors(path) if pathlib.Path(path).is_file() else None
+    state = command.load_tensors(path)
     ours = isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT
     check(ours, "is damaged or of another version of this program; train anew")
     for name, kind in STATE.items():
@@ -292,6 +292,9 @@ def load_checkpoint(path, method, given):
         command.check_settings(method.config, config, presets)
     except BadInput as problem:
         raise BadInput(f"{path} was made with a bad setting: {problem}") from None
+    ids = range(len(envs.FAMILIES[config["env"]].tasks))
+    check(all(i in ids for i in state["train"]), "was trained on tasks that are not there; train "
+                                                 "anew")
     check(0 <= state["step"] <= config["steps"], "has a step that its run never makes; train anew")
     tensors = [*state["stats"].values(), *state["learner"].values()]
     finite = all(isinstance(x, torch.Tensor) and x.isfinite().all() for x in tensors)
@@ -323,13 +326,21 @@ def load(method, path, **given):
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise BadInput(f"{path} does not fit together; train anew") from None
     if config.resume:
-        if run.buffers.fingerprint != state["data"]:
-            raise BadInput(f"{path} was trained on other data; give the file that it began with as "
-                           "--data")
-        moments = [x for p in run.optimizer.state.values() for x in p.values() if x.ndim]
-        if run.step and not moments:
-            raise BadInput(f"{path} has no optimizer state, so it can be evaluated but not resumed")
+        check_resumable(run, state, path)
     return run
+
+
+def check_resumable(run, state, path):
+    """Raises BadInput where a run that can be evaluated cannot be gone on with."""
+    if run.buffers.fingerprint != state["data"]:
+        raise BadInput(f"{path} was trained on other data; give the file that it began with as "
+                       "--data")
+    if run.step and not run.optimizer.state:
+        raise BadInput(f"{path} has no optimizer state, so it can be evaluated but not resumed")
+    for p, state_of_p in run.optimizer.state.items():
+        moments = [x for name, x in state_of_p.items() if name != "step"]
+        if not all(x.shape == p.shape and x.isfinite().all() for x in moments):
+            raise BadInput(f"{path} has an optimizer state that does not fit; train anew")
 
 
 def run_folder(config):

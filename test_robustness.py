@@ -1,0 +1,572 @@
+"""What is wrong is said in one sentence, before the work, and nothing is lost.
+
+A table of bad inputs, most of them given to the program's own entry point in this process, some to
+real processes; kills at chosen moments; a fuzz of files. The counts stand in docs/reliability.md.
+"""
+import contextlib
+import copy
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import bench
+import collect
+import macaw
+from conftest import HERE, POINT, run_of
+from helpers import command, dataset, plot, run
+from helpers.command import BadInput
+
+PROGRAMS = {
+    "macaw": lambda: run.main(macaw.MACAW, macaw.__doc__),
+    "collect": lambda: command.command_line(collect.main, collect.Config,
+                                            dict(env=collect.PRESETS), collect.__doc__),
+    "bench": lambda: command.command_line(bench.main, bench.Config, {}, bench.__doc__),
+    "plot": plot.main,
+}
+
+
+def called(program, *arguments):
+    """Exit code and stderr of a program's own entry point."""
+    errors, argv, handler = io.StringIO(), sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv = [f"{program}.py", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            PROGRAMS[program]()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
+    return code, errors.getvalue()
+
+
+def snapshot(folder):
+    """What is on disk: names, sizes and times of change."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
+            for path in folder.rglob("*")}
+
+
+def refused(folder, program, *arguments, words=()):
+    """One sentence, exit code 2, and nothing on disk changed."""
+    before, here = snapshot(folder), os.getcwd()
+    os.chdir(folder)
+    try:
+        code, errors = called(program, *arguments)
+    finally:
+        os.chdir(here)
+    assert code == 2, (arguments, code, errors)
+    assert errors.count("\n") == 1 and "Traceback" not in errors, errors
+    assert len(errors) < 400, errors
+    for word in words:
+        assert word in errors, errors
+    assert snapshot(folder) == before
+
+
+# ------------------------------------------------------------------------------------------- flags
+
+FLAGS = [
+    ("macaw", "--env moon_walk"), ("macaw", "--variant magic"), ("macaw", "--steps 0"),
+    ("macaw", "--steps -5"), ("macaw", "--steps many"), ("macaw", "--steps 1e3"),
+    ("macaw", "--seed -1"), ("macaw", "--inner-lr nan"), ("macaw", "--inner-lr inf"),
+    ("macaw", "--policy-lr 1e30"), ("macaw", "--value-lr -1"), ("macaw", "--step-lr -1"),
+    ("macaw", "--width 0"), ("macaw", "--width 1000000"), ("macaw", "--latent -1"),
+    ("macaw", "--sigma 0"), ("macaw", "--temperature 0"), ("macaw", "--gamma 1.5"),
+    ("macaw", "--late 1"), ("macaw", "--tasks-per-step 0"), ("macaw", "--tasks-per-step 17"),
+    ("macaw", "--inner-batch 1"), ("macaw", "--inner-batch 99999"), ("macaw", "--outer-batch 0"),
+    ("macaw", "--test-batch 99999"), ("macaw", "--eval-every 0"), ("macaw", "--eval-draws 0"),
+    ("macaw", "--test-steps 0"), ("macaw", "--inner-steps -1"), ("macaw", "--weight-decay -1"),
+    ("macaw", "--wings 2"), ("macaw", "--env"), ("macaw", "--ste 5"), ("macaw", "stray"),
+    ("macaw", "--device abacus"), ("macaw", "--device cuda:99"),
+    ("macaw", "--holdout 2,x"), ("macaw", "--holdout 77"), ("macaw", "--holdout 3,3,3"),
+    ("macaw", "--holdout " + ",".join(map(str, range(20)))), ("macaw", "--holdout -1"),
+    ("macaw", "--data nowhere.npz"), ("macaw", "--data ."), ("macaw", "--resume"),
+    ("macaw", "--resume --out nothing"), ("macaw", "--evaluate nothing.pt"),
+    ("macaw", "--evaluate ."), ("macaw", "--render missing/x.gif"), ("macaw", "--render ."),
+    ("macaw", "--render film.gif"),                                     # no pictures of a point
+    ("macaw", "--out " + "x" * 300), ("macaw", "--out taken"), ("macaw", "--out taken/thesis.txt"),
+    ("macaw", "--out taken/thesis.txt/run"), ("macaw", "--out /proc/run"),
+    ("collect", "--env moon_walk"), ("collect", "--tasks 2,99"), ("collect", "--tasks 0,0"),
+    ("collect", "--tasks a"), ("collect", "--steps 39"), ("collect", "--keep 10"),
+    ("collect", "--steps 0"), ("collect", "--out missing/x.npz"), ("collect", "--out taken"),
+    ("collect", "--out taken/thesis.txt"), ("collect", "--join x.npz --out y.npz"),
+    ("collect", "--join taken/thesis.txt --out y.npz"), ("collect", "--width 0"),
+    ("collect", "--lr 2"), ("collect", "--gamma -1"), ("collect", "--updates 0"),
+    ("bench", "--seconds nan"), ("bench", "--seconds 0"), ("bench", "--json missing/x.json"),
+    ("bench", "--figure missing/x.png"), ("bench", "--device abacus"),
+    ("plot", "curve missing --out x.png"), ("plot", "curve taken --out x.png"),
+    ("plot", "results taken --out x.png"), ("plot", "results missing --out x.png"),
+    ("plot", "poster taken --out x.png"), ("plot", "curve taken"), ("plot", "curve taken --out x"),
+    ("plot", "curve taken --out missing/x.png"), ("plot", "curve --out x.png"),
+]
+
+
+@pytest.mark.parametrize("program, line", FLAGS, ids=lambda x: x[:40])
+def test_bad_flags(program, line, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/thesis.txt").write_text("precious")
+    family = ["--env", "point_goal"] if program in ("macaw", "collect") else []
+    refused(tmp_path, program, *(family if "--env" not in line else []), *line.split())
+
+
+# -------------------------------------------------------------------------------------- data files
+
+def rewritten(change):
+    """A bad data file: the good one's arrays and metadata, changed."""
+    def write(path):
+        x, meta = dataset.read(POINT, "point_goal")
+        x = {name: array.copy() for name, array in x.items()}
+        change(x, meta)
+        dataset.write(path, x, meta)
+    return write
+
+
+def replaced(name, value):
+    return rewritten(lambda x, meta: x.__setitem__(name, value(x[name])))
+
+
+def declared(name, shape):
+    """A file in which one array's header tells of rows that are not there."""
+    def write(path):
+        with zipfile.ZipFile(POINT) as good, zipfile.ZipFile(path, "w") as bad:
+            for member in good.namelist():
+                content = good.read(member)
+                if member == f"{name}.npy":
+                    header = io.BytesIO()
+                    np.lib.format.write_array_header_1_0(
+                        header, dict(descr="<f2", fortran_order=False, shape=shape))
+                    content = header.getvalue() + content[-64:]
+                bad.writestr(member, content)
+    return write
+
+
+def with_value(name, place, value):
+    def change(x, meta):
+        x[name][place] = value
+    return rewritten(change)
+
+
+def told(name, value):
+    return rewritten(lambda x, meta: meta.__setitem__(name, value))
+
+
+def without_last_episode_row(x, meta):
+    for name in ("episode_task", "episode_number", "episode_seed"):
+        x[name] = x[name][:-1]
+
+
+def interleaved(x, meta):
+    x["episode_task"][1], x["episode_task"][50] = x["episode_task"][50], x["episode_task"][1]
+
+
+def split_termination(x, meta):
+    x["terminations"][5] = True
+
+
+def unmarked_end(x, meta):
+    x["truncations"][39] = False
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def raw(content):
+    return lambda path: path.write_bytes(content)
+
+
+def metadata(text):
+    return lambda path: np.savez(path, metadata=np.array(text),
+                                 **dataset.read(POINT, "point_goal")[0])
+
+
+def plain_array(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+
+
+GOOD = POINT.read_bytes()
+DATA = {
+    "empty": raw(b""), "text": raw(b"hello"), "cut": raw(GOOD[:len(GOOD) // 2]),
+    "headless": raw(GOOD[1000:]), "pipe": pipe, "plain_array": plain_array,
+    "only_one_array": lambda path: np.savez(path, x=np.zeros(3)),
+    "huge_rows": declared("observations", (10 ** 14, 2)),
+    "negative_rows": declared("rewards", (-5,)), "more_rows": declared("rewards", (10 ** 6,)),
+    **{f"no_{name}": rewritten(lambda x, meta, name=name: x.pop(name)) for name in dataset.COLUMNS
+       if name != "metadata"},
+    "complex_rewards": replaced("rewards", lambda x: x.astype(complex)),
+    "text_rewards": replaced("rewards", lambda x: x.astype(str)),
+    "integer_actions": replaced("actions", lambda x: x.astype(int)),
+    "float_terminations": replaced("terminations", lambda x: x.astype(float)),
+    "float_lengths": replaced("episode_length", lambda x: x.astype(float)),
+    "flat_observations": replaced("observations", lambda x: x[:, 0]),
+    "deep_rewards": replaced("rewards", lambda x: x[:, None]),
+    "short_rewards": replaced("rewards", lambda x: x[:-1]),
+    "long_actions": replaced("actions", lambda x: np.r_[x, x[:1]]),
+    "short_observations": replaced("observations", lambda x: x[:-1]),
+    "short_episodes": rewritten(without_last_episode_row),
+    "wide_observations": replaced("observations", lambda x: np.c_[x, x]),
+    "wide_actions": replaced("actions", lambda x: np.c_[x, x]),
+    "nan_observation": with_value("observations", (7, 0), np.nan),
+    "infinite_reward": with_value("rewards", 7, np.inf),
+    "nan_action": with_value("actions", (7, 1), np.nan),
+    "far_action": with_value("actions", (7, 1), 5.0),
+    "zero_length": with_value("episode_length", 3, 0),
+    "negative_length": with_value("episode_length", 3, -40),
+    "long_episode": with_value("episode_length", 3, 80),
+    "unknown_task": with_value("episode_task", slice(-40, None), 99),
+    "negative_task": with_value("episode_task", slice(-40, None), -1),
+    "interleaved": rewritten(interleaved), "early_termination": rewritten(split_termination),
+    "unmarked_end": rewritten(unmarked_end),
+    "no_episode": rewritten(lambda x, meta: x.update({k: v[:0] for k, v in x.items()})),
+    "other_format": told("format", 99), "other_family": told("family", "cheetah_vel"),
+    "tasks_a_list": told("tasks", []), "no_tasks": told("tasks", {}),
+    "other_tasks": told("tasks", {str(i): {"goal": [9, 9]} for i in range(20)}),
+    "finals_a_number": told("behavior_final", 3.0), "no_finals": told("behavior_final", {}),
+    "nan_final": told("behavior_final", {str(i): float("nan") for i in range(20)}),
+    "text_final": told("behavior_final", {str(i): "good" for i in range(20)}),
+    "metadata_a_list": metadata("[1, 2]"), "metadata_no_json": metadata("{"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_bad_data_files(name, tmp_path):
+    path = tmp_path / "data.npz"
+    DATA[name](path)
+    refused(tmp_path, "macaw", "--env", "point_goal", "--data", path, words=["data.npz"])
+    if path.is_file():
+        refused(tmp_path, "collect", "--env", "point_goal", "--join", path, "--out", "y.npz",
+                words=["data.npz"])
+
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The state of a run of two meta-steps."""
+    some = run_of(width=8, latent=4, steps=4)
+    some.folder = tmp_path_factory.mktemp("run")
+    macaw.meta_train(some, until=2)
+    some.save()
+    return torch.load(some.folder / "checkpoint.pt", weights_only=True)
+
+
+def field(name, value):
+    return lambda state: state.__setitem__(name, value)
+
+
+def within(name, key, value):
+    return lambda state: state[name].__setitem__(key, value)
+
+
+def first_tensor(name, change):
+    def apply(state):
+        key = next(k for k, x in state[name].items() if x.ndim)
+        state[name][key] = change(state[name][key].clone())
+    return apply
+
+
+def poisoned(x):
+    x.view(-1)[0] = float("nan")
+    return x
+
+
+def moments(change):
+    def apply(state):
+        for moment in state["optimizer"]["state"].values():
+            moment["exp_avg"] = change(moment["exp_avg"])
+    return apply
+
+
+CHECKPOINTS = {
+    **{f"no_{name}": lambda state, name=name: state.pop(name) for name in run.STATE},
+    **{f"bad_{name}": field(name, None) for name in run.STATE},
+    "future": field("format", 99), "unknown_setting": within("config", "wings", 2),
+    "missing_setting": lambda state: state["config"].pop("width"),
+    "text_width": within("config", "width", "8"), "negative_width": within("config", "width", -8),
+    "huge_width": within("config", "width", 4096), "other_width": within("config", "width", 9),
+    "unknown_env": within("config", "env", "moon_walk"),
+    "other_env": within("config", "env", "cheetah_vel"),
+    "unknown_variant": within("config", "variant", "magic"),
+    "bad_steps": within("config", "steps", 0), "bad_gamma": within("config", "gamma", 7.0),
+    "later_step": field("step", 99), "earlier_step": field("step", -1),
+    "nan_weight": first_tensor("learner", poisoned),
+    "wide_weight": first_tensor("learner", lambda x: torch.cat([x, x])),
+    "text_weight": lambda state: state["learner"].update({next(iter(state["learner"])): "x"}),
+    "missing_weight": lambda state: state["learner"].popitem(),
+    "extra_weight": within("learner", "wings", torch.zeros(2)),
+    "nan_stats": within("stats", "obs_mean", torch.full((2,), float("nan"))),
+    "wide_stats": within("stats", "obs_mean", torch.zeros(5)),
+    "missing_stats": lambda state: state["stats"].pop("obs_std"),
+    "no_groups": within("optimizer", "param_groups", []),
+    "missing_groups": lambda state: state["optimizer"].pop("param_groups"),
+    "bad_generator": field("generator", torch.zeros(3)),
+}
+FOR_RESUME = {
+    "stripped_optimizer": within("optimizer", "state", {}),
+    "wide_moments": moments(lambda x: torch.zeros(3, 3)),
+    "nan_moments": moments(lambda x: x * torch.nan),
+    "other_data": field("data", "0" * 64), "unknown_train": field("train", [0, 1, 3, 4, 5, 99]),
+}
+
+
+@pytest.mark.parametrize("name", [*CHECKPOINTS, *FOR_RESUME])
+def test_bad_checkpoints(name, checkpoint, tmp_path):
+    state = copy.deepcopy(checkpoint)
+    {**CHECKPOINTS, **FOR_RESUME}[name](state)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    refused(tmp_path, "macaw", "--resume", "--out", tmp_path)
+    if name in CHECKPOINTS:
+        refused(tmp_path, "macaw", "--evaluate", "checkpoint.pt")
+
+
+FILES = {"empty": raw(b""), "text": raw(b"hello"), "pipe": pipe, "data": raw(GOOD),
+         "array": plain_array, "folder": lambda path: path.mkdir()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_no_checkpoint(name, tmp_path):
+    FILES[name](tmp_path / "checkpoint.pt")
+    refused(tmp_path, "macaw", "--evaluate", "checkpoint.pt", words=["checkpoint.pt"])
+    refused(tmp_path, "macaw", "--resume", "--out", tmp_path, words=["checkpoint.pt"])
+
+
+def test_a_checkpoint_is_evaluated_and_resumed_only_as_what_it_is(checkpoint, tmp_path):
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    for flag in ("--latent 5", "--env cheetah_vel", "--variant meta_bc", "--seed 7", "--steps 9",
+                 "--policy-lr 0.1", "--holdout 3"):
+        refused(tmp_path, "macaw", "--resume", "--out", tmp_path, *flag.split(),
+                words=[flag.split()[0]])
+    assert called("macaw", "--evaluate", tmp_path / "checkpoint.pt", "--final-draws", 1,
+                  "--test-batch", 16)[0] == 0
+
+
+# ------------------------------------------------------------------------------------- run folders
+
+def test_broken_run_folders_are_not_drawn(tmp_path):
+    config, table = '{"variant": "macaw", "env": "x", "seed": 0}', "step,before,after\n1,2,3\n"
+    for number, (names, texts) in enumerate([
+            (("config.json",), (config,)), (("metrics.csv",), (table,)),
+            (("config.json", "metrics.csv"), ("{", table)),
+            (("config.json", "metrics.csv"), ("[]", table)),
+            (("config.json", "metrics.csv"), (config, "")),
+            (("config.json", "metrics.csv"), (config, "step,before\n1,2\n")),
+            (("config.json", "metrics.csv"), (config, "step,before,after\n1,2,x\n"))]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, text in zip(names, texts):
+            (folder / name).write_text(text)
+        refused(tmp_path, "plot", "curve", folder, "--out", "x.png", words=[str(folder)])
+
+
+def test_two_processes_do_not_share_a_folder(checkpoint, tmp_path):
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    with command.lock(tmp_path):
+        refused(tmp_path, "macaw", "--resume", "--out", tmp_path, words=["in use"])
+    with command.lock(tmp_path / "x.npz.lock"):
+        refused(tmp_path, "collect", "--env", "point_goal", "--out", "x.npz", words=["in use"])
+
+
+def test_outputs_that_begin_alike_do_not_meet(tmp_path):
+    """Once `x.unfinished` was deleted as its own checkpoint, and run.1 and run.2 shared one."""
+    for name in ("x.unfinished", "run.1", "run.2"):
+        assert called("collect", "--env", "point_goal", "--tasks", "0,2", "--steps", 300,
+                      "--keep", 300, "--out", tmp_path / name)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.1", "run.2", "x.unfinished"]
+    dataset.read(tmp_path / "x.unfinished", "point_goal")
+
+
+def test_a_collection_goes_on_only_as_what_it_is(tmp_path):
+    line = ["--env", "point_goal", "--tasks", "0,2", "--out", "x.npz"]
+    config = collect.Config(**{**collect.PRESETS["point_goal"], "env": "point_goal", "tasks": "0,2",
+                               "out": "x.npz", "steps": 100})
+    lives = collect.Collection(config)
+    for _ in range(100):
+        lives.step()
+    lives.save(tmp_path / "x.npz.unfinished")
+    refused(tmp_path, "collect", *line, "--steps", 50, words=["more steps"])
+    refused(tmp_path, "collect", *line, "--steps", 200, "--lr", 0.1, words=["other settings"])
+    whole = (tmp_path / "x.npz.unfinished").read_bytes()
+    for content in (b"", b"hello", whole[:3000]):
+        (tmp_path / "x.npz.unfinished").write_bytes(content)
+        refused(tmp_path, "collect", *line, "--steps", 200, words=["damaged"])
+
+
+# -------------------------------------------------------------------------- what the system refuses
+
+@pytest.mark.parametrize("error, code, words", [
+    (PermissionError(13, "Permission denied", "x"), 2, "Permission denied"),
+    (OSError(28, "No space left on device"), 2, "No space left"), (MemoryError(), 2, "memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "memory"),
+    (KeyboardInterrupt(), 130, "--resume"), (command.Terminated(), 143, "--resume"),
+    (command.Diverged("the value loss is nan"), 1, "nan")])
+def test_what_stops_a_run_is_one_sentence_and_loses_nothing(error, code, words, tmp_path,
+                                                            monkeypatch):
+    line = ["--env", "point_goal", "--steps", 12, "--eval-every", 5, "--final-draws", 1,
+            "--out", tmp_path / "run"]
+    choose, calls = run.Run.choose, []
+
+    def fail(self, count):
+        calls.append(self.step)
+        if self.step == 7:
+            raise error
+        return choose(self, count)
+    monkeypatch.setattr(run.Run, "choose", fail)
+    found, errors = called("macaw", *line)
+    assert found == code and errors.count("\n") == 1 and words in errors, errors
+    monkeypatch.setattr(run.Run, "choose", choose)
+    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] == 5
+    assert called("macaw", "--resume", "--out", tmp_path / "run")[0] == 0
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(checkpoint, tmp_path, monkeypatch):
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    old = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    code, errors = called("macaw", "--resume", "--out", tmp_path)
+    assert code == 2 and "No space left" in errors
+    assert (tmp_path / "checkpoint.pt").read_bytes() == old
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_return_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "evaluate", lambda some, draws: [np.array([np.nan])] * 2
+                        if some.step == 10 else [np.array([1.0])] * 2)
+    code, errors = called("macaw", "--env", "point_goal", "--steps", 20, "--eval-every", 5, "--out",
+                          tmp_path / "run")
+    assert code == 1 and "nan" in errors and "--policy-lr" in errors
+    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] == 5
+
+
+@pytest.mark.parametrize("line, words", [
+    ("macaw.py --env moon_walk", "moon_walk"), ("macaw.py --data /dev/null", "not a file"),
+    ("macaw.py --env point_goal --out /dev/full", "taken"), ("collect.py --env moon_walk", "moon"),
+    ("bench.py --seconds 0", "--seconds"), ("-m helpers.plot curve /dev --out x.png", "/dev"),
+    ("macaw.py --env point_goal --width 4096 --latent 4096", "memory")])
+def test_real_processes_refuse_too(line, words):
+    result = subprocess.run([sys.executable, *line.split()], text=True, capture_output=True,
+                            cwd=HERE)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1 and words in result.stderr
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path):
+    program = f"{sys.executable} {HERE}/macaw.py --env point_goal --steps 3 --final-draws 1"
+    result = subprocess.run(["bash", "-c", f"set -o pipefail; {program} --out {tmp_path}/r | true"],
+                            text=True, capture_output=True)
+    assert result.returncode in (0, 2) and "Traceback" not in result.stderr, result.stderr
+
+
+def test_several_processes_refuse_with_one_voice(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for line in (["--env", "moon_walk"], ["--env", "point_goal", "--tasks-per-step", "1"]):
+        result = subprocess.run([*torchrun, "macaw.py", *line, "--out", tmp_path / "run"], cwd=HERE,
+                                text=True, capture_output=True)
+        said = [text for text in result.stderr.splitlines() if text.startswith("macaw.py: ")]
+        assert len(said) == 1 and result.returncode != 0
+
+
+# -------------------------------------------------------------------------------------------- kills
+
+def die_at(moment, arguments):
+    """Runs macaw.py and kills this process at its so manieth write: before a file is moved to its
+    place, or just after."""
+    replace, left = os.replace, [moment]
+
+    def counted(part, path):
+        for move in (lambda: None, lambda: replace(part, path)):
+            move()
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+    os.replace = counted
+    torch.set_num_threads(1)
+    code, errors = called("macaw", *arguments)
+    sys.exit(code)
+
+
+def test_a_run_killed_at_any_write_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    """At each of a run's writes: its settings, first checkpoint, metrics, and so on."""
+    line = ["--env", "point_goal", "--steps", "6", "--eval-every", "3", "--eval-draws", "1",
+            "--final-draws", "1", "--width", "8", "--latent", "4"]
+    monkeypatch.setenv("PYTHONPATH", str(HERE))             # for the server that forks
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_robustness"])
+    torch.set_num_threads(1)                                # as there
+
+    def start(moment, *arguments):
+        process = context.Process(target=die_at, args=(moment, arguments))
+        process.start()
+        process.join()
+        return process.exitcode
+    whole, moment = tmp_path / "whole", 0
+    assert called("macaw", *line, "--out", whole)[0] == 0
+    expected = torch.load(whole / "checkpoint.pt", weights_only=True)
+    while start(moment, *line, "--out", tmp_path / str(moment)) == -signal.SIGKILL:
+        folder = tmp_path / str(moment)
+        again = ["--resume"] if (folder / "checkpoint.pt").exists() else line
+        assert called("macaw", *again, "--out", folder)[0] == 0
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        for name, p in expected["learner"].items():
+            assert torch.equal(state["learner"][name], p), (moment, name)
+        assert torch.equal(state["generator"], expected["generator"])
+        for one, other in zip(state["rows"], expected["rows"], strict=True):
+            assert {**one, "seconds": 0} == {**other, "seconds": 0}
+        moment += 1
+    torch.set_num_threads(2)
+    assert moment == 20     # settings, 4 checkpoints with their metrics, summary: before and after
+
+
+# --------------------------------------------------------------------------------------------- fuzz
+
+def damaged(content, random):
+    """The bytes of a file cut off, or with one to eight bits turned over."""
+    content = bytearray(content)
+    if random.random() < 0.2:
+        return content[:random.integers(len(content))]
+    for place in random.integers(len(content), size=random.integers(1, 9)):
+        content[place] ^= 1 << random.integers(8)
+    return content
+
+
+def test_damaged_files_are_refused_or_read_as_they_were(checkpoint, tmp_path):
+    random, path, counts = np.random.default_rng(0), tmp_path / "file", [0, 0]
+    x, meta = dataset.read(POINT, "point_goal")
+    few = x["episode_task"] < 3
+    steps, states = (np.repeat(few, x["episode_length"] + more) for more in (0, 1))
+    small = {name: array[few if name.startswith("episode") else
+                         states if name == "observations" else steps] for name, array in x.items()}
+    dataset.write(path, small, meta)
+    data = path.read_bytes()
+    torch.save(checkpoint, path)
+    state = path.read_bytes()
+    for _ in range(200):
+        path.write_bytes(damaged(data, random))
+        try:
+            found, _ = dataset.read(path, "point_goal")
+        except BadInput:
+            counts[0] += 1
+        else:
+            assert all(np.array_equal(found[name], small[name]) for name in small)
+    for _ in range(200):
+        path.write_bytes(damaged(state, random))
+        try:
+            found = run.load_checkpoint(path, macaw.MACAW, {})
+        except BadInput:
+            counts[1] += 1
+        else:
+            assert all(torch.equal(found["learner"][name], p)
+                       for name, p in checkpoint["learner"].items())
+    assert min(counts) > 150
