@@ -23,7 +23,7 @@ from helpers import command, plot
 from helpers.buffers import Batch
 from helpers.run import Run, evaluate
 
-RELEASED = macaw.Config(latent=100, inner_steps=1)     # 5 tasks, 256 + 256, 3 x 100
+RELEASED = macaw.Config(latent=100, width=100, inner_batch=256)     # 5 tasks, 256 + 256
 CHEETAH = 17, 6                         # numbers in an observation and in an action
 GROWTH = {"tasks_per_step": (1, 2, 5, 10, 20, 35, 40), "inner_steps": (1, 2, 3, 4, 5),
           "latent": (8, 32, 100, 200), "width": (50, 100, 200, 400)}

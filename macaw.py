@@ -56,7 +56,7 @@ MAX_WEIGHT = 20.0       # an advantage weight exp(A / T) is at most this [code]
 @dataclasses.dataclass(frozen=True)
 class Config(RunConfig):
     """The settings that are MACAW's own, with the paper's symbols."""
-    width: int = flag(100, "units in each of the three hidden layers [code]", 1, 4096)
+    width: int = flag(64, "units in each of the 3 hidden layers [us; code: 100]", 1, 4096)
     latent: int = flag(32, "c, size of z; 0: layers are no transforms [us; code: 100]", 0, 4096)
     head_width: int = flag(32, "hidden units of the advantage head; 0: none [code]", 0, 4096)
     sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
@@ -64,12 +64,12 @@ class Config(RunConfig):
     bootstrap: bool = flag(True, "returns go on with V at the time limit [code]")
     advantage_coef: float = flag(0.01, "lambda of Eq. 3, to begin with [code]", 1e-6)
     inner_lr: float = flag(1e-3, "alpha_1, eta_1, to begin with [code]", 1e-9, 10)
-    policy_lr: float = flag(1e-3, "alpha_2, Adam [us; code: 1e-4]", 0, 10)
-    value_lr: float = flag(1e-3, "eta_2, Adam [us; code: 1e-5]", 0, 10)
+    policy_lr: float = flag(2e-3, "alpha_2, Adam [us; code: 1e-4]", 0, 10)
+    value_lr: float = flag(2e-3, "eta_2, Adam [us; code: 1e-5]", 0, 10)
     step_lr: float = flag(1e-3, "Adam, of inner step sizes and lambda [code]", 0, 10)
     weight_decay: float = flag(1.0, "of theta and phi, times their step size [us; code: 0]", 0, 100)
     multi_task: bool = flag(False, "one net told tasks apart, Adam steps in testing (MT+FT)")
-    inner_batch: int = flag(256, "transitions in D^tr [code]", 2, 100_000)
+    inner_batch: int = flag(128, "transitions in D^tr [us; code: 256]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
     late: float = flag(0.0, "D^ts comes from this share of a life on [paper]", 0, 0.99)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 0, 100)
@@ -82,19 +82,19 @@ class Config(RunConfig):
 
 
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
-    "cheetah_vel": dict(steps=2500, inner_steps=3, test_steps=3),
-    "cheetah_dir": dict(tasks_per_step=2, steps=2000, weight_decay=0.0),
+    "cheetah_vel": dict(steps=1000, inner_steps=3, test_steps=3),
+    "cheetah_dir": dict(tasks_per_step=2, weight_decay=0.0),
     "ant_dir": dict(late=0.5),
     "walker_params": dict(late=0.8),
-    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100,
-                       weight_decay=0.0),
+    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, policy_lr=1e-3,
+                       value_lr=1e-3, weight_decay=0.0),
 }
 
 VARIANTS = {                                    # the paper's ablations and baselines (Section 5)
     "macaw": dict(),
     "no_advantage": dict(head_width=0),
     "no_wt": dict(latent=0),                                        # at equal width
-    "no_wt_wide": dict(latent=0, width=621),                        # at equal parameter count
+    "no_wt_wide": dict(latent=0, width=415),                        # at equal parameter count
     "maml_awr": dict(latent=0, head_width=0),
     "meta_bc": dict(head_width=0, temperature=1e9),                 # all advantage weights are 1
     "mt_awr": dict(multi_task=True, latent=0, head_width=0, inner_steps=0, test_steps=20),  # MT+FT
@@ -316,10 +316,12 @@ class Macaw(nn.Module):
         Algorithm 2, which lines 7 and 8 of Algorithm 1 take with n = `steps` too."""
         config, tasks = self.config, len(D.obs)
         coef = F.softplus(self.log_coef) if config.head_width else None
+        # A target that moves with V is no good for one large step; MT+FT goes on as it was trained
+        bootstrap = config.bootstrap and config.multi_task
         with (self.value.start(tasks, train) as (V, step_value),
               self.policy.start(tasks, train) as (pi, step_policy)):
             for _ in range(steps):                                          # Algorithm 2, line 4
-                step_value(value_loss(advantages(V, D, bootstrap=False)))           # line 5
+                step_value(value_loss(advantages(V, D, bootstrap)))                 # line 5
                 with torch.no_grad():
                     advantage = advantages(V, D, config.bootstrap)          # by the adapted V
                 step_policy(policy_loss(pi, D, advantage, config, coef))            # line 6

@@ -101,7 +101,7 @@ def test_fine_tuning_is_adam_on_each_task_alone():
         (policy, policy_adam), (value, value_adam) = nets
         for _ in range(5):
             value_adam.zero_grad()
-            macaw.value_loss(macaw.advantages(value, mine, False)).backward()
+            macaw.value_loss(macaw.advantages(value, mine, True)).backward()
             value_adam.step()
             policy_adam.zero_grad()
             advantage = macaw.advantages(value, mine, run.config.bootstrap)

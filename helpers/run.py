@@ -43,7 +43,7 @@ class RunConfig:
     """The settings that every method has."""
     env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     variant: str = flag("macaw", "the method, or what its paper compares it with; see VARIANTS")
-    steps: int = flag(4000, "n of Algorithm 1, meta-steps [us]", 1)
+    steps: int = flag(1500, "n of Algorithm 1, meta-steps [us]", 1)
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
@@ -55,7 +55,7 @@ class RunConfig:
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     gamma: float = flag(0.99, "discount [code]", 0, 1)
     test_batch: int = flag(256, "transitions that a held-out task is adapted to [code]", 2, 100_000)
-    eval_every: int = flag(500, "meta-steps between two evaluations", 1)
+    eval_every: int = flag(250, "meta-steps between two evaluations", 1)
     eval_draws: int = flag(2, "adaptation batches and episodes of a task in an evaluation", 1, 1000)
     final_draws: int = flag(20, "the same at the end", 1, 1000)
     multi_task = False      # a flag only of a method whose learner may be told the task's id
