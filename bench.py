@@ -42,7 +42,7 @@ def steps(config, device, obs_dim, act_dim):
     torch.manual_seed(0)
     model, tasks = macaw.Macaw(obs_dim, act_dim, config).to(device), config.tasks_per_step
     optimizer = model.optimizer()
-    shapes = (obs_dim,), (act_dim,), (), (obs_dim,), (), (), (), (obs_dim,)
+    shapes = (obs_dim,), (act_dim,), (), (), (obs_dim,), (), (), (), (obs_dim,)
     inner, outer = (Batch(*(torch.rand(tasks, size, *shape, device=device) for shape in shapes))
                     for size in config.batch_sizes)
 

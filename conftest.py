@@ -45,8 +45,8 @@ def meta_loss(model, inner, outer):
 def batch_of(obs, action, mc_return, discount, last_obs):
     """A Batch of what MACAW reads; what it does not is NaN, so nobody reads it unnoticed."""
     unused = torch.full_like(mc_return, torch.nan)
-    return buffers.Batch(obs, action, unused, torch.full_like(obs, torch.nan), unused, mc_return,
-                         discount, last_obs)
+    return buffers.Batch(obs, action, unused, unused, torch.full_like(obs, torch.nan), unused,
+                         mc_return, discount, last_obs)
 
 
 def command_line(*arguments, program="macaw.py", **kwargs):

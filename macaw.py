@@ -361,7 +361,7 @@ def meta_train(run, until):
         run.descend(value_loss=loss_V / len(tasks), policy_loss=loss_pi / len(tasks))   # 10, 11
 
 
-MACAW = Method(Macaw, Config, meta_train, PRESETS, VARIANTS)
+MACAW = Method(Macaw, Config, meta_train, PRESETS, VARIANTS, parallel=True)
 
 if __name__ == "__main__":
     main(MACAW, __doc__)

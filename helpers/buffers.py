@@ -15,6 +15,7 @@ class Batch(NamedTuple):
     obs: torch.Tensor           # (N, B, obs) standardised
     action: torch.Tensor        # (N, B, act)
     reward: torch.Tensor        # (N, B) in units of the returns' deviation
+    reward_seen: torch.Tensor   # (N, B) the reward standardised, as an encoder sees it
     next_obs: torch.Tensor      # (N, B, obs)
     terminated: torch.Tensor    # (N, B) 1 where the episode truly ended here, not by time
     mc_return: torch.Tensor     # (N, B) discounted rewards from here to the end of the episode
@@ -97,7 +98,9 @@ class Buffers:
             train = np.isin(task, self.train)
             obs = x["observations"][here[train]].astype(np.float64)
             stats = dict(obs_mean=obs.mean(0), obs_std=obs.std(0) + 1e-6,
-                         return_scale=returns[train].std() + 1e-6)
+                         return_scale=returns[train].std() + 1e-6,
+                         reward_mean=x["rewards"][train].mean(),
+                         reward_std=x["rewards"][train].std() + 1e-6)
 
         def tensor(array, dtype=torch.float32):
             return torch.as_tensor(array, dtype=dtype, device=config.device)
@@ -105,7 +108,7 @@ class Buffers:
         self.obs = self.standardise(x["observations"])
         self.action, self.discount = tensor(x["actions"]), tensor(discount)
         self.mc_return = tensor(returns) / stats["return_scale"]
-        self.reward = tensor(x["rewards"]) / stats["return_scale"]
+        self.reward = tensor(x["rewards"])
         self.terminated = tensor(x["terminations"])
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
         self.first, self.count = torch.zeros(2, ids.max() + 1, 1, dtype=torch.long)
@@ -156,8 +159,10 @@ class Buffers:
         here, last = self.here[i], self.last[i]
         obs, next_obs, last_obs = (self.with_id(self.obs[place], tasks)
                                    for place in (here, here + 1, last))
-        return Batch(obs, self.action[i], self.reward[i], next_obs, self.terminated[i],
-                     self.mc_return[i], self.discount[i], last_obs)
+        stats, reward = self.stats, self.reward[i]
+        return Batch(obs, self.action[i], reward / stats["return_scale"],
+                     (reward - stats["reward_mean"]) / stats["reward_std"], next_obs,
+                     self.terminated[i], self.mc_return[i], self.discount[i], last_obs)
 
 
 def parse_ids(text, known):

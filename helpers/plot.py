@@ -1,6 +1,7 @@
 """Figures and the table of the README, from run folders.
 
     python -m helpers.plot curve runs/a runs/b --out curve.png      # return over meta-steps
+    python -m helpers.plot tasks runs/a runs/b --out tasks.png      # return on each held-out task
     python -m helpers.plot results results --out results.png        # every family; prints a table
 """
 import argparse
@@ -11,6 +12,7 @@ import pathlib
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a notebook's alone
 
+import envs
 from helpers.command import BadInput, check_writable, one_sentence
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73"}   # Okabe and Ito
@@ -30,7 +32,7 @@ def read(folder, name):
         with open(pathlib.Path(folder) / name) as file:
             if name.endswith(".json"):
                 content = json.load(file)
-                needed = ("variant", "env", "seed")
+                needed = ("variant", "env", "seed", *(["tasks"] if "summary" in name else []))
             else:
                 rows = list(csv.DictReader(file))
                 content = {column: np.array([float(row[column] or "nan") for row in rows])
@@ -57,6 +59,36 @@ def curve(folders, path):
     axes.set(xlabel="meta-steps", ylabel="return on held-out tasks",
              title=f"{config['env']}: after (solid) and before (dotted) adaptation")
     axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def name_of(task, i):
+    """What a reader wants to know of a task: its one number, if that is all there is to it."""
+    (name, value), *more = task.items()
+    return f"{name} {value:g}" if not more and np.isscalar(value) else f"task {i}"
+
+
+def tasks(folders, path):
+    """Return on each held-out task before and after adaptation, a dot a run, beside its agent."""
+    runs = [read(folder, "summary.json") for folder in folders]
+    ids, env = [task["id"] for task in runs[0]["tasks"]], runs[0]["env"]
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, marker, color, label in (
+            ("behavior_final", "_", "black", "the agent that made the data, at its end"),
+            ("after", "o", COLORS["macaw"], "after adaptation to 256 transitions"),
+            ("before", "s", "#999999", "before")):
+        y = np.array([[task[name] for task in run["tasks"]] for run in runs])   # (runs, tasks)
+        spread = np.linspace(-0.06, 0.06, len(runs)) if len(runs) > 1 else np.zeros(1)
+        size = 600 if marker == "_" else 70
+        axes.scatter((np.arange(len(ids)) + spread[:, None]).ravel(), y.ravel(), size, color,
+                     marker=marker, label=label, linewidths=2.5 if marker == "_" else 0.5,
+                     edgecolors=None if marker == "_" else "white")
+    axes.set_xticks(range(len(ids)), [name_of(envs.FAMILIES[env].tasks[i], i) for i in ids])
+    axes.set(ylabel="return of an episode", title=f"{env}: tasks that were never trained on",
+             xlim=(-0.5, len(ids) - 0.5))
+    axes.grid(axis="y", alpha=0.4)
+    axes.legend(markerscale=0.8)
     figure.savefig(path, dpi=150)
 
 
@@ -133,7 +165,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    parser.add_argument("kind", choices=("curve", "results"))
+    parser.add_argument("kind", choices=("curve", "tasks", "results"))
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
@@ -141,10 +173,10 @@ def main():
         check_writable(arguments.out)
         if pathlib.Path(arguments.out).suffix not in (".png", ".pdf", ".svg"):
             raise BadInput(f"{arguments.out} is no picture; end it with .png, .pdf or .svg")
-        if arguments.kind == "curve":
-            curve(arguments.folders, arguments.out)
-        else:
+        if arguments.kind == "results":
             results(arguments.folders[0], arguments.out)
+        else:
+            dict(curve=curve, tasks=tasks)[arguments.kind](arguments.folders, arguments.out)
 
 
 if __name__ == "__main__":

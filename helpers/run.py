@@ -66,7 +66,8 @@ FREE = {"evaluate", "resume", "out", "data", "device", "render", "test_steps", "
         "final_draws"}
 
 STATE = dict(format=int, config=dict, data=str, train=list, stats=dict, learner=dict, step=int,
-             optimizer=dict, generator=torch.Tensor, seconds=float, rows=list)    # a checkpoint
+             optimizer=dict, generator=torch.Tensor, seconds=float, rows=list,
+             notes=dict)                                                    # a checkpoint
 
 
 class Method(NamedTuple):
@@ -76,6 +77,7 @@ class Method(NamedTuple):
     train: Callable             # (run, until)
     presets: dict               # of each family, what it needs differently from the defaults
     variants: dict              # of each ablation and baseline, what makes it one
+    parallel: bool = False      # whether several processes can share a step, each some tasks of it
 
 
 class Run:
@@ -84,6 +86,8 @@ class Run:
     def __init__(self, method, config, state=None, folder=None):
         self.method, self.config, self.folder = method, config, folder
         self.rank, self.world = processes(config)
+        if self.world > 1 and not method.parallel:
+            raise BadInput("this method trains in one process; start it without torchrun")
         self.buffers = Buffers(config.data or default_path(config.env), config, state)
         sizes = self.buffers.obs_dim, self.buffers.act_dim
         if state:
@@ -93,11 +97,13 @@ class Run:
         self.optimizer = self.learner.optimizer()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.seconds, self.rows, self.losses = 0, 0.0, [], []
+        self.notes = {}                         # more for the summary, by name
         if state:
             self.learner.load_state_dict(state["learner"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])
             self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
+            self.notes = state["notes"]
 
     def save(self):
         with command.replacing(self.folder / "checkpoint.pt") as file:
@@ -106,7 +112,7 @@ class Run:
                 data=self.buffers.fingerprint, train=self.buffers.train, stats=self.buffers.stats,
                 learner=self.learner.state_dict(), step=self.step,
                 optimizer=self.optimizer.state_dict(), generator=self.generator.get_state(),
-                seconds=self.seconds, rows=self.rows), file)
+                seconds=self.seconds, rows=self.rows, notes=self.notes), file)
         command.save_csv(self.folder / "metrics.csv", self.rows)
 
     # ------------------------------------------------------------- what a training loop is made of
@@ -183,15 +189,18 @@ class Run:
 
 # ---------------------------------------------------------------------------- rollout, evaluation
 @torch.no_grad()
-def rollout(policies, environments, seeds, buffers):
-    """Undiscounted returns (N,) of an episode of each of N policies, in lock-step."""
+def rollout(policies, environments, seeds, buffers, record=None):
+    """Undiscounted returns (N,) of an episode of each of N policies, in lock-step. `record` is told
+    each transition: k of N, then state, action, reward, next state, whether it terminated."""
     obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds)])
     total, alive = np.zeros(len(obs)), np.ones(len(obs), bool)
     while alive.any():
         action = policies(buffers.observe(obs))[:, 0].cpu().numpy()        # of (N, 1, obs)
         for i in np.flatnonzero(alive):
-            obs[i], reward, terminated, truncated, _ = environments[i].step(action[i])
-            total[i] += reward
+            following, reward, terminated, truncated, _ = environments[i].step(action[i])
+            if record:
+                record(i, obs[i].copy(), action[i], reward, following, terminated)
+            obs[i], total[i] = following, total[i] + reward
             alive[i] = not (terminated or truncated)
     return total
 
@@ -228,7 +237,8 @@ def summary(run):
              if name != "id"}
     return dict(env=config.env, variant=config.variant, seed=config.seed, steps=run.step,
                 seconds=round(run.seconds, 1),
-                steps_per_second=round(run.step / max(run.seconds, 1e-9), 2), **means, tasks=tasks)
+                steps_per_second=round(run.step / max(run.seconds, 1e-9), 2), **means, **run.notes,
+                tasks=tasks)
 
 
 def report(result):

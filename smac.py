@@ -1,0 +1,244 @@
+"""SMAC: Offline Meta-RL with Online Self-Supervision (Pong et al., ICML 2022), on the same data.
+
+As in PEARL a context gives a Gaussian code z of the task, and one actor and one critic are told z.
+SMAC's encoder learns by predicting rewards. Its question: a policy that adapts to the behaviour
+agents' data may fail on the data that it collects itself, for it has never seen a context like
+that. SMAC repairs this without a single reward: the policy explores, its rewards are thrown away,
+and the learned reward decoder labels what it did.
+
+    the paper                                            here
+    encoder q(z | h), reward decoder r_d(s, a, z)        focal.Encoder, Smac.decoder
+    offline meta-training: reward prediction and KL      Smac.losses
+    actor-critic by advantage weights (AWAC)             focal.Focal.critic_loss, actor_loss
+    exploration with codes from the prior                explore
+    labels: z of an offline context, r_d(s, a, z)        self_supervise
+    self-supervised meta-training on both                train, mixed
+    meta-testing on the policy's own exploration         own_returns
+
+    python smac.py --env cheetah_vel                                # both phases
+    python smac.py --env cheetah_vel --variant frozen               # or no_data, offline: controls
+
+`before` and `after` in the summary are what they are for the other methods: without a context, and
+with one from the task's buffer. `own_before` and `own_after` are the returns after adaptation to
+two exploration episodes of the policy's own, before and after the online phase.
+
+Where we leave the paper:
+ 1. The encoder goes on learning online (the released program freezes it; see --variant frozen).
+ 2. The actor learns by advantage weights online too, not by them and the critic's gradient.
+ 3. Small nets, large steps, quick targets, as in focal.py.
+ 4. When testing, the first exploration episode takes a code from the prior and the second one from
+    the posterior after the first.
+"""
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+import envs
+import focal
+from helpers.buffers import Batch
+from helpers.command import flag
+from helpers.run import Method, main, rollout
+
+# Shapes: N tasks, B transitions of each, z numbers in a code.
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(focal.Config):
+    """The settings that are SMAC's own; the others are FOCAL's."""
+    variant: str = flag("smac", "smac, or a control: frozen, no_data, offline")
+    steps: int = flag(3500, "updates in both phases [us]", 1)
+    offline_steps: int = flag(2000, "updates before the policy begins to explore [us]", 1)
+    context: int = flag(128, "transitions in a context [us]", 1, 100_000)
+    code: int = flag(5, "numbers in a task's code z [code]", 1, 1000)
+    probabilistic: bool = flag(True, "a Gaussian code; always")
+    kl: float = flag(1e-3, "weight of the KL divergence, against the reward's error [us]", 0, 100)
+    rounds: int = flag(11, "explorations of the training tasks in the online phase", 0, 1000)
+    episodes: int = flag(2, "episodes of each task in an exploration", 1, 100)
+    frozen: bool = flag(False, "the encoder stays as it is in the online phase [code]")
+
+    @property
+    def batch_sizes(self):
+        """Of a context and the transitions that actor, critics and decoder learn from."""
+        return self.context, self.batch
+
+
+PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),
+    "cheetah_dir": dict(tasks_per_step=2, batch=256),
+    "walker_params": dict(next_obs=True),
+    "point_goal": dict(steps=900, offline_steps=500, rounds=4, gamma=0.9, width=64, eval_every=200),
+}
+
+VARIANTS = {
+    "smac": dict(),
+    "frozen": dict(frozen=True),
+    "no_data": dict(rounds=0),                  # as many updates, on the offline data alone
+    "offline": dict(steps=2000, rounds=0),
+}
+
+
+class Replay(nn.Module):
+    """What the policies of N tasks lived, at most `capacity` transitions each. Its tensors are
+    buffers of the module, so that a checkpoint holds them."""
+
+    def __init__(self, tasks, capacity, obs_dim, act_dim):
+        super().__init__()
+        for name, shape in dict(obs=(obs_dim,), action=(act_dim,), reward_seen=(),
+                                next_obs=(obs_dim,), terminated=()).items():
+            self.register_buffer(name, torch.zeros(tasks, capacity, *shape))
+        self.register_buffer("count", torch.zeros(tasks, dtype=torch.long))
+
+    def add(self, task, life):
+        """Columns (T, ...) of an episode, by name."""
+        begin = int(self.count[task])
+        self.count[task] += len(life["obs"])
+        for name, column in life.items():
+            getattr(self, name)[task, begin:begin + len(column)] = column
+
+    def sample(self, tasks, size, generator, stats):
+        """A batch (N, size) of what these tasks' policies lived, drawn with replacement."""
+        tasks = torch.as_tensor(tasks)[:, None]
+        i = (torch.rand(len(tasks), size, generator=generator) * self.count[tasks].cpu()).long()
+        obs, action, seen, next_obs, terminated = (
+            getattr(self, name)[tasks, i]
+            for name in ("obs", "action", "reward_seen", "next_obs", "terminated"))
+        reward = (seen * stats["reward_std"] + stats["reward_mean"]) / stats["return_scale"]
+        unused = torch.full_like(reward, torch.nan)         # nobody here learns from returns
+        return Batch(obs, action, reward, seen, next_obs, terminated, unused, unused, obs)
+
+
+class Smac(focal.Focal):
+    """Encoder, reward decoder, actor, critics, and what the policies lived online."""
+
+    def __init__(self, obs_dim, act_dim, config):
+        super().__init__(obs_dim, act_dim, config)
+        inputs = obs_dim * (1 + config.next_obs) + act_dim + config.code
+        self.decoder = focal.mlp(inputs, [config.width] * 2, 1)
+        family = envs.FAMILIES[config.env]
+        self.lived = Replay(len(family.tasks), config.rounds * config.episodes * family.horizon,
+                            obs_dim, act_dim)
+
+    def reward(self, batch, z):
+        """r_d(s, a, z): standardised rewards (N, B)."""
+        parts = [batch.obs, batch.action, focal.along(z, batch.obs)]
+        inputs = torch.cat(parts + [batch.next_obs] * self.config.next_obs, -1)
+        return self.decoder(inputs).squeeze(-1)
+
+    def losses(self, context, batch, noise, encoder=True):
+        """All losses of an update; noise (N, z) samples the posterior. The critics' gradient does
+        not reach the encoder."""
+        mean, variance = self.encoder(context)
+        z = mean + variance.sqrt() * noise
+        losses = dict(critic_loss=self.critic_loss(batch, z.detach()),
+                      actor_loss=self.actor_loss(batch, z.detach()))
+        if encoder:
+            error = (self.reward(batch, z) - batch.reward_seen).square().mean()
+            kl = self.config.kl * focal.kl_loss(mean, variance)
+            losses = dict(reward_loss=error, kl_loss=kl, **losses)
+        return losses
+
+
+# ---------------------------------------------------------------------- exploration and its labels
+@torch.no_grad()
+def explore(run, tasks, z, seeds):
+    """An episode of each task by the policy told its code (N, z): lists of columns (T, ...), with
+    standardised observations, and apart from them the environments' rewards (T,)."""
+    lives, buffers = [[] for _ in tasks], run.buffers
+    environments = [envs.make(run.config.env, envs.FAMILIES[run.config.env].tasks[i])
+                    for i in tasks]
+    rollout(lambda obs: run.learner.act(obs, z), environments, seeds, buffers,
+            record=lambda k, *transition: lives[k].append(transition))
+    for env in environments:
+        env.close()
+    rewards = []
+    for k, life in enumerate(lives):
+        obs, action, reward, next_obs, terminated = (
+            torch.as_tensor(np.array(x), dtype=torch.float32) for x in zip(*life))
+        lives[k] = dict(obs=buffers.standardise(obs), action=action, terminated=terminated,
+                        next_obs=buffers.standardise(next_obs))
+        rewards.append(reward)
+    return lives, rewards
+
+
+@torch.no_grad()
+def self_supervise(run):
+    """Explore the training tasks with codes from the prior, throw the rewards away, and let the
+    decoder label each episode by a code of its task, from an offline context."""
+    config, smac, buffers = run.config, run.learner, run.buffers
+    for _ in range(config.episodes):
+        prior = torch.randn(len(buffers.train), config.code, generator=run.generator)
+        seeds = torch.randint(2 ** 31, (len(buffers.train),), generator=run.generator).tolist()
+        lives, _ = explore(run, buffers.train, prior.to(config.device), seeds)
+        context, = buffers.sample(buffers.train, [config.context], run.generator)
+        for task, life, z in zip(buffers.train, lives, smac.encode(context)):
+            alone = {name: x[None] for name, x in life.items()}
+            label = smac.reward(SimpleNamespace(**alone), z[None])[0]
+            smac.lived.add(task, dict(life, reward_seen=label))
+
+
+@torch.no_grad()
+def own_returns(run, draws):
+    """Meta-testing on the policy's own exploration: returns (tasks,) on the held-out tasks after
+    two episodes of its own, whose rewards it sees."""
+    config, smac, buffers = run.config, run.learner, run.buffers
+    tasks = [i for i in buffers.test for _ in range(draws)]
+    generator, stats = torch.Generator().manual_seed(0), buffers.stats
+    lived = Replay(len(tasks), 2 * envs.FAMILIES[config.env].horizon, buffers.obs_dim,
+                   buffers.act_dim).to(config.device)
+    z = torch.randn(len(tasks), config.code, generator=generator).to(config.device)
+    for episode in range(2):
+        seeds = [10_000 * (1 + episode) + k for k in range(len(tasks))]     # not those of the test
+        lives, rewards = explore(run, tasks, z, seeds)
+        for k, (life, reward) in enumerate(zip(lives, rewards)):
+            seen = (reward - stats["reward_mean"]) / stats["reward_std"]
+            lived.add(k, dict(life, reward_seen=seen))
+        z = smac.encode(lived.sample(range(len(tasks)), config.test_batch, generator, stats))
+    environments = [envs.make(config.env, envs.FAMILIES[config.env].tasks[i]) for i in tasks]
+    returns = rollout(lambda obs: smac.act(obs, z), environments, range(len(tasks)), buffers)
+    for env in environments:
+        env.close()
+    return returns.reshape(-1, draws).mean(-1)
+
+
+# ---------------------------------------------------------------------------------------- training
+def train(run, until):
+    """Both phases, up to update `until`: offline meta-training, then self-supervision."""
+    config, smac = run.config, run.learner
+    online = config.steps - config.offline_steps
+    starts = {config.offline_steps + k * online // config.rounds for k in range(config.rounds)}
+    for _ in run.steps(until):
+        if run.step == config.offline_steps:
+            run.notes["own_before"] = float(own_returns(run, config.final_draws).mean())
+        if run.step in starts:
+            self_supervise(run)
+        tasks = run.choose(config.tasks_per_step)
+        context, batch = run.sample(tasks, config.batch_sizes)
+        if smac.lived.count.any():
+            context, batch = mixed(run, tasks, context, batch)
+        noise = torch.randn(len(tasks), config.code, generator=run.generator).to(config.device)
+        learns = not config.frozen or run.step < config.offline_steps
+        run.descend(**smac.losses(context, batch, noise, encoder=learns))
+        smac.follow()
+    if run.step == config.steps:
+        run.notes["own_after"] = float(own_returns(run, config.final_draws).mean())
+        if run.folder:
+            run.save()
+
+
+def mixed(run, tasks, context, batch):
+    """Half of the tasks take their context from what the policy lived, as in testing; half of each
+    task's other transitions come from there."""
+    lived, stats = run.learner.lived, run.buffers.stats
+    own = lived.sample(tasks, context.obs.shape[1], run.generator, stats)
+    more = lived.sample(tasks, batch.obs.shape[1] // 2, run.generator, stats)
+    half = len(tasks) // 2
+    return (Batch(*(torch.cat([a[:half], b[half:]]) for a, b in zip(own, context))),
+            Batch(*(torch.cat([a[:, ::2], b], 1) for a, b in zip(batch, more))))
+
+
+SMAC = Method(Smac, Config, train, PRESETS, VARIANTS)
+
+if __name__ == "__main__":
+    main(SMAC, __doc__)
