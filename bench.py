@@ -42,9 +42,9 @@ def steps(config, device, obs_dim, act_dim):
     torch.manual_seed(0)
     model, tasks = macaw.Macaw(obs_dim, act_dim, config).to(device), config.tasks_per_step
     optimizer = model.optimizer()
-    shapes = (obs_dim,), (act_dim,), (), (), (obs_dim,), (), (), (), (obs_dim,)
-    inner, outer = (Batch(*(torch.rand(tasks, size, *shape, device=device) for shape in shapes))
-                    for size in config.batch_sizes)
+    wide = dict(obs=(obs_dim,), next_obs=(obs_dim,), last_obs=(obs_dim,), action=(act_dim,))
+    inner, outer = (Batch(*(torch.rand(tasks, size, *wide.get(name, ()), device=device)
+                            for name in Batch._fields)) for size in config.batch_sizes)
 
     def ours(model, inner, outer):
         pi, V = model.adapt(inner, config.inner_steps, train=True)
@@ -128,19 +128,18 @@ def main(config, _):
         show(**{"meta_step_ms" + suffix: ours, "straightforward_ms" + suffix: theirs,
                 "ratio" + suffix: theirs / ours, "floor_ms" + suffix: least,
                 "over_floor" + suffix: ours / least})
+        show(**{f"peak_memory_{tasks}_mb": peak_memory(steps, sized, "cpu", *CHEETAH),
+                f"peak_memory_straightforward_{tasks}_mb": peak_memory(
+                    steps, sized, "cpu", *CHEETAH, which=1)})
     for name, preset in macaw.PRESETS.items():
-        task = envs.make(name, envs.FAMILIES[name].tasks[0])
-        sizes = task.observation_space.shape + task.action_space.shape
+        env = envs.make(name, envs.FAMILIES[name].tasks[0])
+        sizes = env.observation_space.shape + env.action_space.shape
         step, _ = steps(macaw.Config(**preset), device, *sizes)
         show(**{f"{name}_meta_step_ms": milliseconds(seconds / 10, step)[0]})
     run, (update, n) = Run(macaw.MACAW, macaw.Config(device=device)), updates(device)
-    show(evaluation_ms=milliseconds(seconds, lambda: evaluate(run, draws=1))[0])
-    show(agent_updates_per_second=1e3 * n / milliseconds(seconds, update)[0])
-    for tasks in (5, 35):
-        sized = steps, replace(RELEASED, tasks_per_step=tasks), "cpu", *CHEETAH
-        show(**{f"peak_memory_{tasks}_mb": peak_memory(*sized),
-                f"peak_memory_straightforward_{tasks}_mb": peak_memory(*sized, which=1)})
-    show(peak_memory_collection_mb=peak_memory(updates, "cpu"))
+    show(evaluation_ms=milliseconds(seconds, lambda: evaluate(run, draws=1))[0],
+         agent_updates_per_second=1e3 * n / milliseconds(seconds, update)[0],
+         peak_memory_collection_mb=peak_memory(updates, "cpu"))
     for name, values in GROWTH.items():
         for value in values:
             step, _ = steps(replace(RELEASED, **{name: value}), device, *CHEETAH)

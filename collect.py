@@ -33,7 +33,6 @@ from sac import Agents
 
 SAVE_EVERY = 5000       # steps; a killed collection loses no more
 
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Defaults are cheetah_vel's; what another family needs differently stands in PRESETS."""
@@ -196,14 +195,13 @@ class Collection:
 def main(config, _):
     command.check_device(config.device)
     out = pathlib.Path(config.out or dataset.default_path(config.env))
+    command.check_writable(out)
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out or delete it")
-    command.check_writable(out)
     if config.join:
         dataset.write(out, *dataset.join(config.join.split(","), config.env, config.keep))
         return
-    episode = envs.FAMILIES[config.env].horizon
-    if min(config.steps, config.keep) < episode:
+    if min(config.steps, config.keep) < (episode := envs.FAMILIES[config.env].horizon):
         raise BadInput(f"--steps and --keep must hold an episode; give {episode} or more for both")
     with command.lock(f"{out}.lock"):
         live(Collection(config), config, out)

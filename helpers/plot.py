@@ -15,12 +15,15 @@ from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a n
 import envs
 from helpers.command import BadInput, check_writable, one_sentence
 
-COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73"}   # Okabe and Ito
-METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT",
+COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73", "focal": "#CC79A7",
+          "pearl": "#D55E00", "smac": "#56B4E9"}                # Okabe and Ito
+METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT", "focal": "FOCAL",
+           "pearl": "Offline PEARL", "pearl_regularised": "PEARL, regularised", "smac": "SMAC",
            "no_advantage": "no advantage head", "no_wt": "no weight transform",
            "no_wt_wide": "no weight transform, equal parameters", "maml_awr": "neither (MAML+AWR)"}
-SETTINGS = {"": "", "_one": "; one inner step", "_late": "; one inner step, D^ts late in life",
-            "_whole": "; D^ts from whole lives"}
+SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
+            "_late": "; earlier schedule, one inner step, D^ts late in life",
+            "_whole": "; earlier schedule, D^ts from whole lives"}
 NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
          for name, label in METHODS.items()}    # of run folders, and in the README
 
@@ -78,7 +81,7 @@ def tasks(folders, path):
             ("behavior_final", "_", "black", "the agent that made the data, at its end"),
             ("after", "o", COLORS["macaw"], "after adaptation to 256 transitions"),
             ("before", "s", "#999999", "before")):
-        y = np.array([[task[name] for task in run["tasks"]] for run in runs])   # (runs, tasks)
+        y = numbers(runs, name)
         spread = np.linspace(-0.06, 0.06, len(runs)) if len(runs) > 1 else np.zeros(1)
         size = 600 if marker == "_" else 70
         axes.scatter((np.arange(len(ids)) + spread[:, None]).ravel(), y.ravel(), size, color,
@@ -92,9 +95,13 @@ def tasks(folders, path):
     figure.savefig(path, dpi=150)
 
 
-def interval(runs, name):
-    """Mean, and a 95% bootstrap interval over seeds and tasks, of a number of each task."""
-    x = np.array([[task[name] for task in run["tasks"]] for run in runs])       # (seeds, tasks)
+def numbers(runs, name):
+    """A number of each task of each run, (seeds, tasks)."""
+    return np.array([[task[name] for task in run["tasks"]] for run in runs])
+
+
+def interval(x):
+    """Mean of x (seeds, tasks), and its 95% bootstrap interval over seeds and tasks."""
     random = np.random.default_rng(0)
     means = [x[random.integers(len(x), size=(len(x), 1)),
                random.integers(x.shape[1], size=(1, x.shape[1]))].mean() for _ in range(2000)]
@@ -112,21 +119,29 @@ def results(folder, path):
     panels = figure.subplots(count, 2, squeeze=False).ravel()
     for axes in panels[len(families):]:
         axes.set_axis_off()
-    print("| family | method | seeds | before | after [95% interval] | data's mean | data's end |\n"
-          "|---|---|---|---|---|---|---|")
+    print("| family | method | seeds | before | after [95% interval] | MACAW's lead, paired | "
+          "data's mean | data's end |\n|---|---|---|---|---|---|---|---|")
     for axes, family in zip(panels, families):
-        for variant, label in NAMES.items():
-            folders = [f.parent for f in sorted(family.glob(f"{variant}-s*/summary.json"))]
+        for name, label in NAMES.items():
+            folders = [f.parent for f in sorted(family.glob(f"{name}-s*/summary.json"))]
             if not folders:
                 continue
             runs = [read(f, "summary.json") for f in folders]
-            mean, low, high = interval(runs, "after")
-            print(f"| {family.name} | {label} | {len(runs)} | {interval(runs, 'before')[0]:.1f} | "
-                  f"{mean:.1f} [{low:.1f}, {high:.1f}] | {runs[0]['behavior_mean']:.1f} | "
-                  f"{runs[0]['behavior_final']:.1f} |")
+            variant = runs[0]["variant"]
+            after, rival = numbers(runs, "after"), family.glob(
+                f"macaw{name.removeprefix(variant)}-s*/summary.json")  # in the same setting
+            lead = ""
+            rivals = [read(f.parent, "summary.json") for f in sorted(rival)][:len(runs)]
+            if variant != "macaw" and len(rivals) == len(runs):
+                mean, low, high = interval(numbers(rivals, "after") - after)
+                lead = f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
+            mean, low, high = interval(after)
+            print(f"| {family.name} | {label} | {len(runs)} | {numbers(runs, 'before').mean():.1f} "
+                  f"| {mean:.1f} [{low:.1f}, {high:.1f}] | {lead} | "
+                  f"{runs[0]['behavior_mean']:.1f} | {runs[0]['behavior_final']:.1f} |")
             axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
-            if variant in COLORS:
-                band(axes, [read(f, "metrics.csv") for f in folders], COLORS[variant], label)
+            if name in COLORS:
+                band(axes, [read(f, "metrics.csv") for f in folders], COLORS[name], label)
         axes.set(title=family.name, xlabel="meta-steps")
         axes.set_xscale("symlog", linthresh=10)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
