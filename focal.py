@@ -127,11 +127,11 @@ class Critics(nn.Module):
         self.nets = nn.ModuleList(mlp(inputs, [config.width] * 3, 1) for _ in range(2))
 
     def forward(self, obs, action, z):
-        x = torch.cat([obs, action, along(z, obs)], -1)
+        x = torch.cat([obs, action, beside(z, obs)], -1)
         return torch.stack([net(x).squeeze(-1) for net in self.nets])
 
 
-def along(z, obs):
+def beside(z, obs):
     """Codes (N, z) beside each of their tasks' observations: (N, B, z)."""
     return z[:, None].expand(-1, obs.shape[1], -1)
 
@@ -180,7 +180,7 @@ class Focal(nn.Module):
 
     def act(self, obs, z):
         """Mean actions (N, B, act)."""
-        return self.actor(torch.cat([obs, along(z, obs)], -1)).tanh()
+        return self.actor(torch.cat([obs, beside(z, obs)], -1)).tanh()
 
     def policies(self, D, adapted=True):
         """A function of observations (N, B, obs) that gives the actions of each task's policy, told

@@ -122,7 +122,7 @@ class Smac(focal.Focal):
 
     def reward(self, batch, z):
         """r_d(s, a, z): standardised rewards (N, B)."""
-        parts = [batch.obs, batch.action, focal.along(z, batch.obs)]
+        parts = [batch.obs, batch.action, focal.beside(z, batch.obs)]
         inputs = torch.cat(parts + [batch.next_obs] * self.config.next_obs, -1)
         return self.decoder(inputs).squeeze(-1)
 

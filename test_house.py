@@ -3,13 +3,16 @@ import ast
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 import collect
+import focal
 import macaw
+import smac
 from conftest import HERE
 from helpers import command
 
@@ -18,20 +21,49 @@ PROGRAMS = sorted(set(HERE.glob("*.py")) - set(HERE.glob("test_*.py")) - {HERE /
 HELPERS = sorted((HERE / "helpers").glob("*.py"))
 
 
-def commands(program):
-    return sorted({line.strip() for page in PAGES for line in re.findall(
-        rf"python ({program}\.py (?!--help)[^#`\n]*)", page.read_text())})
+METHODS = {"macaw": macaw.MACAW, "focal": focal.FOCAL, "smac": smac.SMAC}
 
 
-@pytest.mark.parametrize("line", commands("macaw") + commands("collect"))
+def commands():
+    """Every command of the pages and docstrings, but those of the family that a reader adds."""
+    texts = [path.read_text() for path in PAGES + PROGRAMS]
+    return sorted({line.strip() for text in texts for line in re.findall(
+        r"python ((?:macaw|focal|smac|collect)\.py (?!--help)[^#`\n]*)", text)
+        if "swimmer_dir" not in line and "[" not in line and "..." not in line})
+
+
+@pytest.mark.parametrize("line", commands())
 def test_the_commands_of_the_pages_are_understood(line, monkeypatch):
-    seen = []
+    seen, program = [], line.split(".py")[0]
     monkeypatch.setattr(sys, "argv", line.split())
-    presets = (dict(env=macaw.PRESETS, variant=macaw.VARIANTS) if line.startswith("macaw") else
-               dict(env=collect.PRESETS))
-    config = macaw.Config if line.startswith("macaw") else collect.Config
+    config, presets = collect.Config, dict(env=collect.PRESETS)
+    if program in METHODS:
+        method = METHODS[program]
+        config, presets = method.config, dict(env=method.presets, variant=method.variants)
     command.command_line(lambda config, given: seen.append(given), config, presets, "")
     assert len(seen) == 1 and len(seen[0]) == line.count(" --")
+
+
+def test_a_reader_can_add_a_family(tmp_path):
+    """The worked example of docs/your_own.md, appended to envs.py as it says."""
+    for path in PROGRAMS:
+        shutil.copy(path, tmp_path)
+    shutil.copytree(HERE / "helpers", tmp_path / "helpers")
+    (tmp_path / "data").mkdir()
+    page = (HERE / "docs/your_own.md").read_text()
+    example, = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert example.count("\n") <= 30
+    with open(tmp_path / "envs.py", "a") as file:
+        file.write("\n\n" + example)
+    for line in (["collect.py", "--steps", "800", "--keep", "800", "--width", "8", "--batch", "8",
+                  "--random-steps", "700"], ["macaw.py", "--steps", "2", "--final-draws", "1"]):
+        result = subprocess.run([sys.executable, *line, "--env", "swimmer_dir"], cwd=tmp_path,
+                                text=True, capture_output=True)
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs/swimmer_dir-macaw-s0/summary.json").exists()
+    check = ("import envs; from gymnasium.utils.env_checker import check_env; check_env(envs.make("
+             "'swimmer_dir', dict(angle=1.0)).unwrapped, skip_render_check=True)")
+    assert subprocess.run([sys.executable, "-c", check], cwd=tmp_path).returncode == 0
 
 
 def test_files_that_the_pages_name_are_there():
@@ -45,7 +77,7 @@ def test_files_that_the_pages_name_are_there():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_the_python_examples_of_the_pages_run(page, tmp_path):
-    for example in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+    for example in re.findall(r"```python\n(import .*?)```", page.read_text(), re.DOTALL):
         result = subprocess.run([sys.executable, "-c", example], cwd=HERE, text=True,
                                 capture_output=True)
         assert result.returncode == 0, result.stderr
