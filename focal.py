@@ -24,22 +24,25 @@ Where we leave the papers:
     divergence with a critic of its own (BRAC). The latter never got going within minutes.
  2. The actor is a Gaussian with a fixed deviation, without an entropy bonus, as MACAW's policy.
  3. Small nets, large steps (Adam, 1e-3 falling to 0), quick targets: minutes on a laptop.
- 4. Each task gives two contexts to the distance loss. They are its positive pair.
+ 4. Each task gives two contexts to the distance loss. They are its positive pair. Distances are
+    means over dimensions; attraction and repulsion are averaged apart.
  5. The encoder sees next observations only where the dynamics differ (walker_params).
+ 6. PEARL's actor is deterministic, and testing acts by the posterior's mean, not by a sample.
+ 7. Contexts have 64 transitions in training and 256 in testing.
 """
 import copy
 import dataclasses
-import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import envs
+import macaw
 from helpers.command import flag
 from helpers.run import Method, RunConfig, main
 
-# Shapes: N tasks, B transitions of each, z numbers in a code.
+# Shapes: N tasks, B transitions of each, z numbers in a task's code (not MACAW's z, a layer's).
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Config(RunConfig):
     temperature: float = flag(0.5, "of the advantage weights, in deviations of A [us]", 1e-3)
     power: float = flag(2.0, "n of the distance loss [paper]", 0.1, 10)
     beta: float = flag(1.0, "weight of the distance loss's repulsion [paper]", 0, 1000)
-    epsilon: float = flag(0.1, "bound of the repulsion, 1 / epsilon [paper]", 1e-6, 10)
+    epsilon: float = flag(0.1, "bounds the repulsion by beta / epsilon [paper]", 1e-6, 10)
     kl: float = flag(1e-5, "weight of PEARL's KL divergence [us; code: 0.1 on rewards x 5]", 0, 100)
     lr: float = flag(1e-3, "Adam step size of all nets [us; code: 3e-4]", 0, 1)
     tau: float = flag(0.02, "how far targets move to the critics an update [us; code: 0.005]", 0, 1)
@@ -81,9 +84,6 @@ VARIANTS = {
     "pearl": dict(probabilistic=True, regularise=False),
     "pearl_regularised": dict(probabilistic=True),
 }
-
-MAX_WEIGHT = 20.0       # of an action, as MACAW's
-
 
 def mlp(inputs, hidden, outputs):
     """A net with these hidden layers; it maps the last axis."""
@@ -151,12 +151,6 @@ def kl_loss(mean, variance):
     return 0.5 * (variance + mean.square() - 1 - variance.log()).sum(-1).mean()
 
 
-def standardised_weights(advantage, temperature):
-    """exp(A / temperature) for A (N, B) in units of its deviation in the task, at most 20."""
-    scaled = (advantage - advantage.mean(1, True)) / advantage.std(1, keepdim=True).clamp_min(1e-4)
-    return (scaled / temperature).clamp_max(math.log(MAX_WEIGHT)).exp()
-
-
 class Focal(nn.Module):
     """Encoder, actor, twin critics and their targets; FOCAL's or PEARL's as config says."""
 
@@ -187,7 +181,9 @@ class Focal(nn.Module):
         the code of its context D or, not adapted, the code 0."""
         with torch.no_grad():
             z = self.encode(D)
-        return lambda obs: self.act(obs, z * adapted)
+        if not adapted:
+            z = torch.zeros_like(z)
+        return lambda obs: self.act(obs, z)
 
     def losses(self, first, second, batch, noise):
         """All losses of an update, on two contexts and other transitions of the same tasks; noise
@@ -196,17 +192,17 @@ class Focal(nn.Module):
         if config.probabilistic:
             mean, variance = self.encoder(first)
             z = mean + variance.sqrt() * noise
-            encoder = dict(kl_loss=config.kl * kl_loss(mean, variance))
-            seen = z                                    # critics train PEARL's encoder
+            losses = dict(kl_loss=config.kl * kl_loss(mean, variance))
+            critic_z = z                                # the critics train PEARL's encoder
         else:
             z = self.encoder(first)
-            encoder = dict(distance_loss=distance_loss(z, self.encoder(second), config))
-            seen = z.detach()                           # and nothing but the distance FOCAL's
-        return dict(**encoder, critic_loss=self.critic_loss(batch, seen),
+            losses = dict(distance_loss=distance_loss(z, self.encoder(second), config))
+            critic_z = z.detach()                       # only the distance trains FOCAL's
+        return dict(**losses, critic_loss=self.critic_loss(batch, critic_z),
                     actor_loss=self.actor_loss(batch, z.detach()))
 
     def critic_loss(self, batch, z):
-        """Squared Bellman error; where time alone ended an episode the target goes on."""
+        """Squared Bellman error. Truncated episodes still bootstrap; terminated ones do not."""
         with torch.no_grad():
             following = self.act(batch.next_obs, z)
             value = self.targets(batch.next_obs, following, z).amin(0)              # (N, B)
@@ -222,7 +218,7 @@ class Focal(nn.Module):
                 advantage = (self.critics(batch.obs, batch.action, z).amin(0)
                              - self.critics(batch.obs, mean, z).amin(0))            # (N, B)
             error = (0.5 * ((batch.action - mean) / self.config.sigma).square()).sum(-1)
-            return (standardised_weights(advantage, self.config.temperature) * error).mean()
+            return (macaw.advantage_weights(advantage, self.config) * error).mean()
         self.critics.requires_grad_(False)              # the actor climbs, the critics stay
         value = self.critics(batch.obs, mean, z).amin(0)
         self.critics.requires_grad_(True)

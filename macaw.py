@@ -19,7 +19,7 @@ What no paper mentions (checkpoints, evaluation, files) is in helpers/. Where a 
 Where we leave the paper (reasons in docs/deviations.md):
  1. The behaviour agents of a family live under common random numbers, so their gaits agree from
     task to task (collect.py). Of all deviations this one moves the numbers most [us].
- 2. Returns go on with gamma^k V(s_end) at the time limit, except in the inner value loss [code].
+ 2. At the time limit returns bootstrap with gamma^k V(s_end), but in the inner value loss [code].
  3. Weights use advantages standardised in the batch, the exponent clipped at log 20 [code]; the
     advantage head regresses the advantage as it is.
  4. Inner step sizes, one for each tensor, and lambda are meta-learned [code].
@@ -27,10 +27,12 @@ Where we leave the paper (reasons in docs/deviations.md):
  6. D^tr and D^ts share no transition, as in the paper (but not in the code), though they do share
     episodes. Both are spread evenly over the agent's life [us]; the code takes a window for D^tr.
  7. Negative actions reach the advantage head; the code clips them at 0, an oversight.
- 8. Observations are standardised, returns divided by their deviation, over the training tasks [us].
+ 8. Observations are standardised, returns divided by their standard deviation, both over the
+    training tasks [us].
  9. Meta-losses are means over tasks, outer step sizes fall linearly to 0, and weights decay: z, M
     and m, that is, not the layer's weights M z + m. Decay shrinks the learned metric [us].
 10. cheetah_vel adapts by three steps, not one; ants and walkers take D^ts late in life (PRESETS).
+11. Layers of 64, not 100; c = 32, not 100; D^tr of 128 in training, of 256 in testing [us].
 """
 import contextlib
 import dataclasses
@@ -51,7 +53,7 @@ from helpers.run import Method, RunConfig, main
 MAX_WEIGHT = 20.0       # an advantage weight exp(A / T) is at most this [code]
 
 # Shapes: N tasks, B transitions of each, c latent size, n numbers in a layer's weights and bias.
-# Every layer has a leading task axis: N tasks at once by batched matrix products, no loop anywhere.
+# Every layer has a leading task axis: N tasks at once by batched matrix products, without a loop.
 
 @dataclasses.dataclass(frozen=True)
 class Config(RunConfig):
@@ -61,17 +63,17 @@ class Config(RunConfig):
     head_width: int = flag(32, "hidden units of the advantage head; 0: none [code]", 0, 4096)
     sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
     temperature: float = flag(1.0, "T of Eq. 1 [code]", 1e-3)
-    bootstrap: bool = flag(True, "returns go on with V at the time limit [code]")
+    bootstrap: bool = flag(True, "at the time limit returns bootstrap with V [code]")
     advantage_coef: float = flag(0.01, "lambda of Eq. 3, to begin with [code]", 1e-6)
     inner_lr: float = flag(1e-3, "alpha_1, eta_1, to begin with [code]", 1e-9, 10)
     policy_lr: float = flag(2e-3, "alpha_2, Adam [us; code: 1e-4]", 0, 10)
     value_lr: float = flag(2e-3, "eta_2, Adam [us; code: 1e-5]", 0, 10)
     step_lr: float = flag(1e-3, "Adam, of inner step sizes and lambda [code]", 0, 10)
     weight_decay: float = flag(1.0, "of theta and phi, times their step size [us; code: 0]", 0, 100)
-    multi_task: bool = flag(False, "one net told tasks apart, Adam steps in testing (MT+FT)")
+    multi_task: bool = flag(False, "MT+FT: one net, told a one-hot task id; Adam steps in testing")
     inner_batch: int = flag(128, "transitions in D^tr [us; code: 256]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
-    late: float = flag(0.0, "D^ts comes from this share of a life on [paper]", 0, 0.99)
+    late: float = flag(0.0, "skip this share of a life when drawing D^ts [paper]", 0, 0.99)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 0, 100)
     test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
 
@@ -155,6 +157,7 @@ class Value(nn.Module):
 
 
 def inverse_softplus(x):
+    """Step sizes and lambda are learned raw, as numbers whose softplus they are."""
     return math.log(math.expm1(x))
 
 
@@ -173,8 +176,9 @@ class WeightTransform(nn.Module):
         z' = z - a_z M^T d        M' = M - a_M d z^T        m' = m - a_m d
 
     so w' = M' z' + m' = w - [a_z M M^T + (a_m + a_M z.z') I] d: a gradient step under a learned
-    metric, low rank plus diagonal. We take that step without forming M', which is n x c for every
-    task. After k steps M_k = M - a_M sum_j d_j z_j^T, so the pairs (d_j, z_j) suffice.
+    metric, of low rank but for a multiple of the identity (which depends on d a little, by z'). We
+    take that step without forming M', which is n x c for every task. After k steps
+    M_k = M - a_M sum_j d_j z_j^T, so the pairs (d_j, z_j) suffice.
     """
 
     def __init__(self, inputs, outputs, latent, inner_lr):
@@ -183,7 +187,7 @@ class WeightTransform(nn.Module):
         self.z = nn.Parameter(torch.randn(1, latent) * outputs ** -0.5)             # (1, c)
         self.M = nn.Parameter(torch.empty(n, latent).uniform_(-bound, bound))       # (n, c)
         self.m = nn.Parameter(torch.empty(1, n).uniform_(-1, 1) * inputs ** -0.5)   # (1, n)
-        self.log_lr = nn.Parameter(torch.full((3,), inverse_softplus(inner_lr)))
+        self.raw_lr = nn.Parameter(torch.full((3,), inverse_softplus(inner_lr)))
 
     def initial(self):
         """The weights w_0 (1, n) before adaptation, and a fresh memory."""
@@ -192,13 +196,13 @@ class WeightTransform(nn.Module):
 
     def step(self, d, memory):
         """w_k - w_{k+1} (N, n) for d = dL/dw_k (N, n); the memory grows by d and z_{k+1}."""
-        a_z, a_M, a_m = F.softplus(self.log_lr)
-        g = memory.times_M(d)                               # M_k^T d, the gradient of z: (N, c)
-        for d_j, z_j in zip(memory.d, memory.z):
+        a_z, a_M, a_m = F.softplus(self.raw_lr)
+        g = memory.times_M(d)                               # M_0^T d: (N, c)
+        for d_j, z_j in zip(memory.d, memory.z):            # becomes M_k^T d, the gradient of z
             g = g - a_M * (d_j * d).sum(-1, keepdim=True) * z_j
         dz = a_z * g                                        # z_k - z_{k+1}
-        dw = memory.times_M(dz, transposed=True)            # M_k (z_k - z_{k+1}): (N, n)
-        for d_j, z_j in zip(memory.d, memory.z):
+        dw = memory.times_M(dz, transposed=True)            # M_0 (z_k - z_{k+1}): (N, n)
+        for d_j, z_j in zip(memory.d, memory.z):            # becomes M_k (z_k - z_{k+1})
             dw = dw - a_M * (z_j * dz).sum(-1, keepdim=True) * d_j
         z, z_next = memory.z[-1], memory.z[-1] - dz
         memory.d.append(d)
@@ -211,13 +215,13 @@ class FullyConnected(Linear):
 
     def __init__(self, inputs, outputs, inner_lr):
         super().__init__(inputs, outputs)
-        self.log_lr = nn.Parameter(torch.full((2,), inverse_softplus(inner_lr)))
+        self.raw_lr = nn.Parameter(torch.full((2,), inverse_softplus(inner_lr)))
 
     def initial(self):
         return self.w, None
 
     def step(self, d, memory):
-        a_W, a_b = F.softplus(self.log_lr)
+        a_W, a_b = F.softplus(self.raw_lr)
         lr = torch.cat([a_W.expand(self.inputs * self.outputs), a_b.expand(self.outputs)])
         return lr * d
 
@@ -258,7 +262,7 @@ class InnerLoop(nn.Module):
 # Losses are sums over tasks of each task's mean: a task's weights get just their own gradient.
 
 def returns(V, batch, bootstrap):
-    """R_D(s, a) (N, B): the Monte Carlo return, going on with V where time alone ended it.
+    """R_D(s, a) (N, B): the Monte Carlo return, bootstrapped with V where time alone ended it.
 
     V(s) sees no clock. Without the tail, late steps look too good where rewards are negative, and
     too bad where they are positive, just because little time is left.
@@ -309,19 +313,19 @@ class Macaw(nn.Module):
             value = Value(obs_dim, config.width)
         self.policy, self.value = InnerLoop(policy, config), InnerLoop(value, config)
         if config.head_width:
-            self.log_coef = nn.Parameter(torch.tensor(inverse_softplus(config.advantage_coef)))
+            self.raw_coef = nn.Parameter(torch.tensor(inverse_softplus(config.advantage_coef)))
 
     def adapt(self, D, steps, train=False):
         """theta', phi': policies and value functions of N tasks, adapted to their batches D by
-        Algorithm 2, which lines 7 and 8 of Algorithm 1 take with n = `steps` too."""
+        Algorithm 2. Lines 7 and 8 of Algorithm 1 run the same loop."""
         config, tasks = self.config, len(D.obs)
-        coef = F.softplus(self.log_coef) if config.head_width else None
+        coef = F.softplus(self.raw_coef) if config.head_width else None
         # A target that moves with V is no good for one large step; MT+FT goes on as it was trained
-        bootstrap = config.bootstrap and config.multi_task
+        bootstrap_target = config.bootstrap and config.multi_task
         with (self.value.start(tasks, train) as (V, step_value),
               self.policy.start(tasks, train) as (pi, step_policy)):
             for _ in range(steps):                                          # Algorithm 2, line 4
-                step_value(value_loss(advantages(V, D, bootstrap)))                 # line 5
+                step_value(value_loss(advantages(V, D, bootstrap_target)))          # line 5
                 with torch.no_grad():
                     advantage = advantages(V, D, config.bootstrap)          # by the adapted V
                 step_policy(policy_loss(pi, D, advantage, config, coef))            # line 6
@@ -342,7 +346,7 @@ class Macaw(nn.Module):
         """AdamW over everything, in three groups: theta, phi, and the inner steps."""
         def group(module, inner_steps, lr, decay):
             return dict(params=[p for name, p in module.named_parameters()
-                                if ("log_" in name) == inner_steps],
+                                if ("raw_" in name) == inner_steps],
                         lr=lr, initial_lr=lr, weight_decay=decay)
         config = self.config
         return torch.optim.AdamW([group(self.policy, False, config.policy_lr, config.weight_decay),

@@ -16,17 +16,19 @@ and the learned reward decoder labels what it did.
     meta-testing on the policy's own exploration         own_returns
 
     python smac.py --env cheetah_vel                                # both phases
-    python smac.py --env cheetah_vel --variant frozen               # or no_data, offline: controls
+    python smac.py --env cheetah_vel --variant frozen               # or no_data: controls
 
 `before` and `after` in the summary are what they are for the other methods: without a context, and
 with one from the task's buffer. `own_before` and `own_after` are the returns after adaptation to
 two exploration episodes of the policy's own, before and after the online phase.
 
 Where we leave the paper:
- 1. The encoder goes on learning online (the released program freezes it; see --variant frozen).
- 2. The actor learns by advantage weights online too, not by them and the critic's gradient.
+ 1. Encoder and decoder go on learning online, also from the decoder's own labels; the released
+    program keeps both as they are (--variant frozen).
+ 2. The paper adds the critic's gradient to the actor online; we keep to advantage weights.
  3. Small nets, large steps, quick targets, as in focal.py.
- 4. When testing, the first exploration episode takes a code from the prior and the second one from
+ 4. Labels use the mean of the posterior, not a sample.
+ 5. When testing, the first exploration episode takes a code from the prior and the second one from
     the posterior after the first.
 """
 import dataclasses
@@ -48,7 +50,7 @@ from helpers.run import Method, main, rollout
 @dataclasses.dataclass(frozen=True)
 class Config(focal.Config):
     """The settings that are SMAC's own; the others are FOCAL's."""
-    variant: str = flag("smac", "smac, or a control: frozen, no_data, offline")
+    variant: str = flag("smac", "smac, or a control: frozen, no_data")
     steps: int = flag(3500, "updates in both phases [us]", 1)
     offline_steps: int = flag(2000, "updates before the policy begins to explore [us]", 1)
     context: int = flag(128, "transitions in a context [us]", 1, 100_000)
@@ -57,7 +59,7 @@ class Config(focal.Config):
     kl: float = flag(1e-3, "weight of the KL divergence, against the reward's error [us]", 0, 100)
     rounds: int = flag(11, "explorations of the training tasks in the online phase", 0, 1000)
     episodes: int = flag(2, "episodes of each task in an exploration", 1, 100)
-    frozen: bool = flag(False, "the encoder stays as it is in the online phase [code]")
+    frozen: bool = flag(False, "encoder and decoder stay as they are in the online phase [code]")
 
     @property
     def batch_sizes(self):
@@ -75,7 +77,6 @@ VARIANTS = {
     "smac": dict(),
     "frozen": dict(frozen=True),
     "no_data": dict(rounds=0),                  # as many updates, on the offline data alone
-    "offline": dict(steps=2000, rounds=0),
 }
 
 

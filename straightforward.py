@@ -1,8 +1,8 @@
-"""MACAW's meta-step as the paper's text says it: task by task, every tensor of a layer copied.
+"""MACAW's meta-step one task at a time, without shortcuts: every tensor of a layer is copied.
 
-Equal to macaw.py's in all numbers; for reading beside it, for the tests, and for the benchmark to
-measure against. No task axis, no `higher`, no shortcut: z, M and m of each layer move by gradient
-descent, so each task has an M' of its own (n x c numbers).
+The same result as macaw.py's, slower; for reading beside it, for the tests, and for the benchmark
+to measure against. No task axis, no `higher`: z, M and m of each layer move by gradient descent, so
+each task has an M' of its own (n x c numbers). (MT+FT, which adapts by Adam, is not in here.)
 """
 import torch
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ class TransformLayer:
 
     def __init__(self, transform):
         self.z, self.M, self.m = transform.z, transform.M, transform.m
-        self.step_sizes = F.softplus(transform.log_lr)
+        self.step_sizes = F.softplus(transform.raw_lr)
 
     def tensors(self):
         return [self.z, self.M, self.m]
@@ -32,9 +32,9 @@ class OrdinaryLayer:
     """A layer with the weights (W, b), both with a step size."""
 
     def __init__(self, layer):
-        inputs = layer.inputs * layer.outputs
-        self.W, self.b = layer.w[:, :inputs], layer.w[:, inputs:]
-        self.step_sizes = F.softplus(layer.log_lr)
+        split = layer.inputs * layer.outputs
+        self.W, self.b = layer.w[:, :split], layer.w[:, split:]
+        self.step_sizes = F.softplus(layer.raw_lr)
 
     def tensors(self):
         return [self.W, self.b]
@@ -71,7 +71,7 @@ class TaskNet:
 def adapt(model, D_tr):
     """Lines 7 and 8 of Algorithm 1 for one task: theta', phi'."""
     config, pi, V = model.config, TaskNet(model.policy), TaskNet(model.value)
-    coef = F.softplus(model.log_coef) if config.head_width else None
+    coef = F.softplus(model.raw_coef) if config.head_width else None
     for _ in range(config.inner_steps):
         V.descend(macaw.value_loss(macaw.advantages(V, D_tr, bootstrap=False)))
         advantage = macaw.advantages(V, D_tr, config.bootstrap)

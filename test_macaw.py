@@ -31,13 +31,13 @@ class Golden:
         self.macaw = macaw.Macaw(5, 2, self.config).double()
         with torch.no_grad():
             if self.adv:
-                self.macaw.log_coef.copy_(inverse_softplus(self.x["advantage_coef"]))
+                self.macaw.raw_coef.copy_(inverse_softplus(self.x["advantage_coef"]))
             for net in ("policy", "value"):
                 lrs = self.x[f"inner_lr_{net}"].split(3 if self.wt else 2)
                 for name, t, lr in zip(self.layers(net), self.transforms(net), lrs, strict=True):
                     for p, value in zip(self.tensors(t), self.read(f"{net}/{name}"), strict=True):
                         p.copy_(value)
-                    t.log_lr.copy_(inverse_softplus(lr))
+                    t.raw_lr.copy_(inverse_softplus(lr))
 
     def layers(self, net):
         return [f"seq.fc_{i}" for i in range(4)] + (
@@ -108,7 +108,7 @@ def test_adapted_parameters_equal_those_of_the_released_code(golden):
             theirs = golden.read(f"adapted/{i}/{key}")
             if golden.wt:
                 z, M, m = theirs
-                a_z, a_M, a_m = torch.nn.functional.softplus(t.log_lr)
+                a_z, a_M, a_m = torch.nn.functional.softplus(t.raw_lr)
                 close(memory.z[-1][i], z)
                 close(t.M - a_M * torch.outer(d[i], t.z[0]), M)
                 close(t.m[0] - a_m * d[i], m)
@@ -120,7 +120,7 @@ def test_meta_gradients_equal_those_of_the_released_code(golden):
     meta_loss(golden.macaw, golden.batch("inner"), golden.batch("outer")).backward()
     grads = dict(golden.x)
     if golden.adv:
-        coef = golden.macaw.log_coef
+        coef = golden.macaw.raw_coef
         close(coef.grad / torch.sigmoid(coef), grads["meta_grad/advantage_coef"])
     for net in ("policy", "value"):
         lrs = []
@@ -129,8 +129,8 @@ def test_meta_gradients_equal_those_of_the_released_code(golden):
             for mine, theirs in zip(ours, golden.read(f"meta_grad/{net}/{name}"), strict=True):
                 close(mine, theirs)
             lr_grad = torch.zeros(3 if golden.wt else 2)    # of an adapted head, which no one uses
-            if t.log_lr.grad is not None:
-                lr_grad = t.log_lr.grad / torch.sigmoid(t.log_lr)
+            if t.raw_lr.grad is not None:
+                lr_grad = t.raw_lr.grad / torch.sigmoid(t.raw_lr)
             lrs.append(lr_grad)
         close(torch.cat(lrs), grads[f"meta_grad/inner_lr_{net}"])
 
@@ -176,7 +176,7 @@ def test_adapting_all_tasks_at_once_equals_copying_every_tensor_of_each(latent, 
     straightforward.backward(model, inner, outer)
     for name, p in model.named_parameters():
         if ours[name] is None:                      # the head's step sizes, when one step is taken
-            assert inner_steps == 1 and "log_lr" in name and name.split(".")[2] in "45"
+            assert inner_steps == 1 and "raw_lr" in name and name.split(".")[2] in "45"
             assert p.grad is None or p.grad.abs().max() == 0
         else:
             close(p.grad, ours[name])
@@ -243,9 +243,9 @@ def test_every_tensor_is_in_one_optimizer_and_moves_in_a_step():
         optimizer.step()
         still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
         if variant == "mt_awr":                         # no inner step in training
-            assert still == [name for name in before if "log_lr" in name]
+            assert still == [name for name in before if "raw_lr" in name]
         else:
-            head = [f"policy.transforms.{i}.log_lr" for i in (4, 5)]    # cannot after one step
+            head = [f"policy.transforms.{i}.raw_lr" for i in (4, 5)]    # cannot after one step
             assert still == (head if model.config.head_width else [])
 
 

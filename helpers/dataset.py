@@ -50,8 +50,10 @@ def read(path, env):
     The .npz holds, task by task and episode by episode in the order in which the agent lived
     them: `observations` (T + 1 an episode), `actions`, `rewards`, `terminations`, `truncations`
     (T each); for each episode `episode_task`, `episode_number` in the agent's life,
-    `episode_seed` of its reset, `episode_length`; and `metadata`, a JSON string. The last step of
-    an episode, and no other, is a termination or a truncation. Raises BadInput.
+    `episode_seed` of its reset, `episode_length`; and `metadata`, a JSON string of a dict with
+    `format` (1), `family`, `tasks` (of each id, as text, what envs.py has) and `behavior_final` (of
+    each id, the agent's return at its end). The last step of an episode, and no other, is a
+    termination or a truncation. Raises BadInput.
     """
     def check(good, problem):
         if not good:

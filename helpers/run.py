@@ -5,9 +5,10 @@ processes. A method hands in a learner, a torch module with
 
     policies(batch, adapted)   a function of observations (N, B, obs) that gives each task's actions
                                (N, B, act), after adaptation to its batch or before
-    optimizer()                the optimizer of all its parameters
+    optimizer()                the optimizer of all its parameters, whose groups name an initial_lr
 
-and a function train(run, until), its paper's training loop, of this form:
+a config class, a RunConfig with the `batch_sizes` that a step draws, and a function train(run,
+until), its paper's training loop, of this form:
 
     for _ in run.steps(until):                  # evaluates and saves on the way
         tasks = run.choose(5)
@@ -61,9 +62,9 @@ class RunConfig:
     multi_task = False      # a flag only of a method whose learner may be told the task's id
 
 
-# What may differ from the run of a checkpoint that is gone on with or evaluated
-FREE = {"evaluate", "resume", "out", "data", "device", "render", "test_steps", "test_batch",
-        "final_draws"}
+# What may differ from the settings in a checkpoint: always, and when it is only evaluated
+FREE = {"evaluate", "resume", "out", "data", "device", "render", "final_draws"}
+FREE_IN_TESTING = {"test_steps", "test_batch"}
 
 STATE = dict(format=int, config=dict, data=str, train=list, stats=dict, learner=dict, step=int,
              optimizer=dict, generator=torch.Tensor, seconds=float, rows=list,
@@ -309,9 +310,10 @@ def load_checkpoint(path, method, given):
     tensors = [*state["stats"].values(), *state["learner"].values()]
     finite = all(isinstance(x, torch.Tensor) and x.isfinite().all() for x in tensors)
     check(finite, "has numbers that are not finite; train anew with smaller step sizes")
+    free = FREE if given.get("resume") else FREE | FREE_IN_TESTING
     for name, value in given.items():
-        check(name in FREE or value == config[name], f"was made with --{name.replace('_', '-')} "
-              f"{config[name]}; leave the flag away or start a new run")
+        check(name in free or value == config[name], f"was made with --{name.replace('_', '-')} "
+              f"{config[name]}; omit the flag or start a new run")
     return state
 
 
