@@ -11,6 +11,7 @@ import focal
 import smac
 from conftest import command_line, refused
 from helpers import run as runs
+from helpers.command import BadInput
 from helpers.run import Run, summary
 
 
@@ -207,6 +208,13 @@ def test_being_told_a_context_helps(method, variant):
     method.train(model, until=250)
     result = summary(model)
     assert result["before"] < -30 and result["after"] > -20
+
+
+@pytest.mark.parametrize("method", [focal.FOCAL, smac.SMAC])
+def test_several_processes_are_refused(method, monkeypatch):
+    monkeypatch.setattr(runs, "processes", lambda config: (0, 2))
+    with pytest.raises(BadInput, match="without torchrun"):
+        run_of(method, **SMALL)
 
 
 def test_the_command_lines_work(tmp_path):
