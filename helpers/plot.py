@@ -108,6 +108,11 @@ def interval(x):
     return x.mean(), *np.quantile(means, (0.025, 0.975))
 
 
+def signed(difference):
+    """A difference's mean and interval, as text."""
+    return "{:+.1f} [{:.1f}, {:.1f}]".format(*interval(difference))
+
+
 def results(folder, path):
     """A panel a family with the mean over seeds and the range of MACAW and the baselines; prints
     the table of docs/results.md, with the ablations too."""
@@ -119,8 +124,8 @@ def results(folder, path):
     panels = figure.subplots(count, 2, squeeze=False).ravel()
     for axes in panels[len(families):]:
         axes.set_axis_off()
-    print("| family | method | seeds | before | after [95% interval] | MACAW's lead, paired | "
-          "data's mean | data's end |\n|---|---|---|---|---|---|---|---|")
+    print("| family | method | seeds | before | after | after - before | MACAW's lead | data's mean |"
+          " data's end |\n|---|---|---|---|---|---|---|---|---|")
     for axes, family in zip(panels, families):
         for name, label in NAMES.items():
             folders = [f.parent for f in sorted(family.glob(f"{name}-s*/summary.json"))]
@@ -130,20 +135,20 @@ def results(folder, path):
             variant = runs[0]["variant"]
             after, rival = numbers(runs, "after"), family.glob(
                 f"macaw{name.removeprefix(variant)}-s*/summary.json")  # in the same setting
-            lead = ""
+            lead, gain = "", after - numbers(runs, "before")
             rivals = [read(f.parent, "summary.json") for f in sorted(rival)][:len(runs)]
             if variant != "macaw" and len(rivals) == len(runs):
-                mean, low, high = interval(numbers(rivals, "after") - after)
-                lead = f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
+                lead = signed(numbers(rivals, "after") - after)
             mean, low, high = interval(after)
             print(f"| {family.name} | {label} | {len(runs)} | {numbers(runs, 'before').mean():.1f} "
-                  f"| {mean:.1f} [{low:.1f}, {high:.1f}] | {lead} | "
+                  f"| {mean:.1f} [{low:.1f}, {high:.1f}] | {signed(gain)} | {lead} | "
                   f"{runs[0]['behavior_mean']:.1f} | {runs[0]['behavior_final']:.1f} |")
             axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
             if name in COLORS:
                 band(axes, [read(f, "metrics.csv") for f in folders], COLORS[name], label)
         axes.set(title=family.name, xlabel="meta-steps")
         axes.set_xscale("symlog", linthresh=10)
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.minorticks_off()
     figure.supylabel("return on held-out tasks, adapted (dotted: agents at their end)",
