@@ -124,8 +124,8 @@ def results(folder, path):
     panels = figure.subplots(count, 2, squeeze=False).ravel()
     for axes in panels[len(families):]:
         axes.set_axis_off()
-    print("| family | method | seeds | before | after | after - before | MACAW's lead | data's mean |"
-          " data's end |\n|---|---|---|---|---|---|---|---|---|")
+    print("| family | method | seeds | before | after | after - before | MACAW's lead | data mean |"
+          " data end |\n|---|---|---|---|---|---|---|---|---|")
     for axes, family in zip(panels, families):
         for name, label in NAMES.items():
             folders = [f.parent for f in sorted(family.glob(f"{name}-s*/summary.json"))]
