@@ -10,7 +10,8 @@ earlier="--width 100 --inner-batch 256 --policy-lr 0.001 --value-lr 0.001 --step
 one_step="$earlier --inner-steps 1 --test-steps 1"
 
 for env in cheetah_dir cheetah_vel ant_dir walker_params; do
-    variants="macaw meta_bc mt_awr"
+    variants="macaw meta_bc mt_awr focal pearl"
+    [ $env = cheetah_vel ] || [ $env = walker_params ] && variants="$variants smac"
     [ $env = cheetah_vel ] && variants="$variants no_advantage no_wt maml_awr
         macaw_one meta_bc_one no_advantage_one no_wt_one maml_awr_one macaw_late meta_bc_late"
     [ $env = ant_dir ] && variants="$variants macaw_whole meta_bc_whole"
@@ -23,11 +24,16 @@ for env in cheetah_dir cheetah_vel ant_dir walker_params; do
                     *_whole) method=${variant%_whole} flags="$earlier --late 0" ;;
                     *) method=$variant flags= ;;
                 esac
+                case $variant in
+                    focal | pearl) program=focal.py ;;
+                    smac) program=smac.py ;;
+                    *) program=macaw.py ;;
+                esac
                 out=results/$env/$variant-s$seed
                 if [ -e $out/checkpoint.pt ]; then
-                    echo "macaw.py --resume --out $out"
+                    echo "$program --resume --out $out"
                 else
-                    echo "macaw.py --env $env --variant $method --seed $seed $flags --out $out"
+                    echo "$program --env $env --variant $method --seed $seed $flags --out $out"
                 fi
             fi
         done
