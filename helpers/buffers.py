@@ -11,7 +11,7 @@ from helpers.command import BadInput
 
 class Batch(NamedTuple):
     """B transitions of each of N tasks. MACAW learns from whole returns, methods with a critic from
-    single transitions; to gather what one of them leaves aside costs a thousandth of a step."""
+    single transitions. To gather what one of them leaves aside costs under a hundredth of a step."""
     obs: torch.Tensor           # (N, B, obs) standardised
     action: torch.Tensor        # (N, B, act)
     reward: torch.Tensor        # (N, B) in units of the returns' deviation
@@ -108,7 +108,9 @@ class Buffers:
         self.obs = self.standardise(x["observations"])
         self.action, self.discount = tensor(x["actions"]), tensor(discount)
         self.mc_return = tensor(returns) / stats["return_scale"]
-        self.reward = tensor(x["rewards"])
+        reward = tensor(x["rewards"])
+        self.reward = reward / stats["return_scale"]
+        self.reward_seen = (reward - stats["reward_mean"]) / stats["reward_std"]
         self.terminated = tensor(x["terminations"])
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
         self.first, self.count = torch.zeros(2, ids.max() + 1, 1, dtype=torch.long)
@@ -159,9 +161,7 @@ class Buffers:
         here, last = self.here[i], self.last[i]
         obs, next_obs, last_obs = (self.with_id(self.obs[place], tasks)
                                    for place in (here, here + 1, last))
-        stats, reward = self.stats, self.reward[i]
-        return Batch(obs, self.action[i], reward / stats["return_scale"],
-                     (reward - stats["reward_mean"]) / stats["reward_std"], next_obs,
+        return Batch(obs, self.action[i], self.reward[i], self.reward_seen[i], next_obs,
                      self.terminated[i], self.mc_return[i], self.discount[i], last_obs)
 
 
