@@ -11,7 +11,7 @@ from helpers.command import BadInput
 
 class Batch(NamedTuple):
     """B transitions of each of N tasks. MACAW learns from whole returns, methods with a critic from
-    single transitions. To gather what one of them leaves aside costs under a hundredth of a step."""
+    single transitions. Gathering what one of them leaves aside costs under 1% of a step."""
     obs: torch.Tensor           # (N, B, obs) standardised
     action: torch.Tensor        # (N, B, act)
     reward: torch.Tensor        # (N, B) in units of the returns' deviation
