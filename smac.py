@@ -115,16 +115,15 @@ class Smac(focal.Focal):
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__(obs_dim, act_dim, config)
-        inputs = obs_dim * (1 + config.next_obs) + act_dim + config.code
-        self.decoder = focal.mlp(inputs, [config.width] * 2, 1)
+        self.decoder = focal.mlp(obs_dim + act_dim + config.code, [config.width] * 2, 1)
         family = envs.FAMILIES[config.env]
         self.lived = Replay(len(family.tasks), config.rounds * config.episodes * family.horizon,
                             obs_dim, act_dim)
 
     def reward(self, batch, z):
-        """r_d(s, a, z): standardised rewards (N, B)."""
-        parts = [batch.obs, batch.action, focal.beside(z, batch.obs)]
-        inputs = torch.cat(parts + [batch.next_obs] * self.config.next_obs, -1)
+        """r_d(s, a, z): standardised rewards (N, B). Not told s': where dynamics differ, the reward
+        follows from s and s' in every task alike, and the code would be left empty."""
+        inputs = torch.cat([batch.obs, batch.action, focal.beside(z, batch.obs)], -1)
         return self.decoder(inputs).squeeze(-1)
 
     def losses(self, context, batch, noise, encoder=True):

@@ -170,6 +170,17 @@ def test_the_online_phase_reads_no_reward(monkeypatch):
         assert torch.equal(x, other[name]), name
 
 
+def test_the_decoder_is_not_told_where_a_step_led():
+    """Else a code of other dynamics has nothing to tell, and collapses (it did, on walkers)."""
+    model = run_of(smac.SMAC, next_obs=True, **SHORT)
+    context, _, batch = batches(model)
+    elsewhere = batch._replace(next_obs=batch.next_obs + 1.0)
+    z = torch.randn(4, 5)
+    assert torch.equal(model.learner.reward(batch, z), model.learner.reward(elsewhere, z))
+    moved = context._replace(next_obs=context.next_obs + 1.0)
+    assert not torch.allclose(model.learner.encode(context), model.learner.encode(moved))
+
+
 def test_labels_are_the_decoders(monkeypatch):
     model = run_of(smac.SMAC, **SHORT)
     monkeypatch.setattr(model.learner, "reward", lambda batch, z: batch.obs[..., 0] + z[:, :1])
