@@ -146,14 +146,16 @@ def results(folder, path):
             axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
             if name in COLORS:
                 band(axes, [read(f, "metrics.csv") for f in folders], COLORS[name], label)
-        axes.set(title=family.name, xlabel="meta-steps")
+        axes.set(title=family.name, xlabel="training steps")
         axes.set_xscale("symlog", linthresh=10)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.minorticks_off()
     figure.supylabel("return on held-out tasks, adapted (dotted: agents at their end)",
                      fontsize="medium")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    named = {label: line for axes in panels[:len(families)]
+             for line, label in zip(*axes.get_legend_handles_labels())}     # each method once
+    figure.legend(named.values(), named, loc="outside lower center", ncols=6)
     figure.savefig(path, dpi=150)
 
 
