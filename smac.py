@@ -42,7 +42,7 @@ import envs
 import focal
 from helpers.buffers import Batch
 from helpers.command import flag
-from helpers.run import Method, main, rollout
+from helpers.run import Method, environments_of, main, rollout
 
 # Shapes: N tasks, B transitions of each, z numbers in a code.
 
@@ -146,12 +146,9 @@ def explore(run, tasks, z, seeds):
     """An episode of each task by the policy told its code (N, z): lists of columns (T, ...), with
     standardised observations, and apart from them the environments' rewards (T,)."""
     lives, buffers = [[] for _ in tasks], run.buffers
-    environments = [envs.make(run.config.env, envs.FAMILIES[run.config.env].tasks[i])
-                    for i in tasks]
-    rollout(lambda obs: run.learner.act(obs, z), environments, seeds, buffers,
-            record=lambda k, *transition: lives[k].append(transition))
-    for env in environments:
-        env.close()
+    with environments_of(run.config.env, tasks) as environments:
+        rollout(lambda obs: run.learner.act(obs, z), environments, seeds, buffers,
+                record=lambda k, *transition: lives[k].append(transition))
     rewards = []
     for k, life in enumerate(lives):
         obs, action, reward, next_obs, terminated = (
@@ -195,10 +192,8 @@ def own_returns(run, draws):
             seen = (reward - stats["reward_mean"]) / stats["reward_std"]
             lived.add(k, dict(life, reward_seen=seen))
         z = smac.encode(lived.sample(range(len(tasks)), config.test_batch, generator, stats))
-    environments = [envs.make(config.env, envs.FAMILIES[config.env].tasks[i]) for i in tasks]
-    returns = rollout(lambda obs: smac.act(obs, z), environments, range(len(tasks)), buffers)
-    for env in environments:
-        env.close()
+    with environments_of(config.env, tasks) as environments:
+        returns = rollout(lambda obs: smac.act(obs, z), environments, range(len(tasks)), buffers)
     return returns.reshape(-1, draws).mean(-1)
 
 

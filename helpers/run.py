@@ -189,6 +189,15 @@ class Run:
 
 
 # ---------------------------------------------------------------------------- rollout, evaluation
+@contextlib.contextmanager
+def environments_of(env, tasks):
+    """The environments of a family's tasks with these ids, closed at the end."""
+    environments = [envs.make(env, envs.FAMILIES[env].tasks[i]) for i in tasks]
+    yield environments
+    for environment in environments:
+        environment.close()
+
+
 @torch.no_grad()
 def rollout(policies, environments, seeds, buffers, record=None):
     """Undiscounted returns (N,) of an episode of each of N policies, in lock-step. `record` is told
@@ -215,15 +224,13 @@ def evaluate(run, draws):
     """
     config, buffers = run.config, run.buffers
     tasks = [i for i in buffers.test for _ in range(draws)]
-    environments = [envs.make(config.env, envs.FAMILIES[config.env].tasks[i]) for i in tasks]
     batch, = buffers.sample(tasks, [config.test_batch], torch.Generator().manual_seed(0))
     results = []
-    for adapted in (False, True):
-        returns = rollout(run.learner.policies(batch, adapted), environments, range(len(tasks)),
-                          buffers)
-        results.append(returns.reshape(-1, draws).mean(-1))
-    for env in environments:
-        env.close()
+    with environments_of(config.env, tasks) as environments:
+        for adapted in (False, True):
+            returns = rollout(run.learner.policies(batch, adapted), environments,
+                              range(len(tasks)), buffers)
+            results.append(returns.reshape(-1, draws).mean(-1))
     return results
 
 
