@@ -8,7 +8,8 @@ The agents never meet, but they live in lock-step: every weight has a leading ta
 batched matrix product serves all of them (agents: N, batch: B). They live under common random
 numbers: first weights, resets, exploration noise and choice of batches are the same for all, so
 that two agents part only as far as their tasks make them. So gaits are alike from task to task,
-and what is learned from some tasks' data helps in others.
+and what is learned from some tasks' data helps in others. With --independent agents share nothing,
+as in the paper.
 
 The ants are one agent with N lives instead (--shared). It is told the task by a one-hot, which
 the data do not hold. An ant on its own learns to stand long before it learns to run.
@@ -48,6 +49,7 @@ class Config:
     batch: int = flag(128, "transitions of each task an update", 1, 100_000)
     updates: float = flag(1.0, "updates an environment step", 1e-3, 1000)
     shared: bool = flag(False, "one agent for all tasks, which is told the task as a one-hot")
+    independent: bool = flag(False, "agents share no random number, as in the paper")
     random_steps: int = flag(1000, "steps of uniform actions before learning begins", 1)
     lr: float = flag(1e-3, "Adam step size of policy, critics and temperature", 0, 1)
     gamma: float = flag(0.99, "the collecting agents' discount", 0, 1)
@@ -76,7 +78,7 @@ class Collection:
         self.envs = [envs.make(config.env, self.family.tasks[i]) for i in self.ids]
         n, obs_dim, act_dim = len(self.ids), *(space.shape[0] for space in (
             self.envs[0].observation_space, self.envs[0].action_space))
-        torch.manual_seed(0)
+        torch.manual_seed(config.seed)
         self.generator = torch.Generator(config.device).manual_seed(config.seed)
         self.agents = Agents(n, obs_dim, act_dim, config).to(config.device)
         columns = dict(obs=((obs_dim,), torch.float16), action=((act_dim,), torch.float16),
@@ -92,17 +94,16 @@ class Collection:
 
     def begin_episode(self, i):
         """Every episode has a seed of its own, so that it replays without those before it."""
-        key = (self.config.seed, len(self.episodes[i]))
+        key = self.config.seed, len(self.episodes[i]), *[self.ids[i]] * self.config.independent
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         self.episodes[i].append([self.steps, 0, seed, 0.0])
         self.obs[i] = torch.as_tensor(self.envs[i].reset(seed=seed)[0])
 
     def draw(self, function, *shape, **kwargs):
-        """Random numbers (N, *shape): the same for all agents, but not for all lives of one."""
-        n = len(self.ids) if self.config.shared else 1
-        numbers = function(size=(n, *shape), generator=self.generator, device=self.config.device,
-                           **kwargs)
-        return numbers.expand(len(self.ids), *shape)
+        """Random numbers (N, *shape): alike for all agents, but for independent or shared ones."""
+        n = len(self.ids) if self.config.shared or self.config.independent else 1
+        return function(size=(n, *shape), generator=self.generator, device=self.config.device,
+                        **kwargs).expand(len(self.ids), *shape)
 
     @torch.no_grad()
     def actions(self):
@@ -203,7 +204,7 @@ def main(config, _):
         return
     if min(config.steps, config.keep) < (episode := envs.FAMILIES[config.env].horizon):
         raise BadInput(f"--steps and --keep must hold an episode; give {episode} or more for both")
-    with command.lock(f"{out}.lock"):
+    with command.lock(f"{out}.lock"), command.stopping("the same command goes on with it"):
         live(Collection(config), config, out)
 
 
@@ -218,9 +219,8 @@ def live(collection, config, out):
         bar.update()
         if collection.steps % SAVE_EVERY == 0:
             collection.save(unfinished)
-            returns = collection.returns()
-            bar.write(f"step {collection.steps}: mean return {np.mean(returns):.1f}, of tasks " +
-                      " ".join(f"{i}:{r:.0f}" for i, r in zip(collection.ids, returns)))
+            bar.write(f"step {collection.steps}: returns " + " ".join(
+                f"{i}:{r:.0f}" for i, r in zip(collection.ids, collection.returns())))
     collection.export(out)
     unfinished.unlink(missing_ok=True)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, final {np.mean(collection.returns()):.1f}")

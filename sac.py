@@ -16,14 +16,15 @@ from macaw import Linear
 
 def mlp(nets, agents, inputs, outputs, config):
     """`nets` nets (actor: 1, twin critics: 2) of each agent, with two hidden layers; all agents
-    begin with the same weights, or share one agent's for good."""
+    begin with the same weights or, independent ones, their own; or share one agent's for good."""
     width, inputs = config.width, inputs + agents * config.shared
-    net = nn.Sequential(Linear(inputs, width, nets), nn.ReLU(), Linear(width, width, nets),
-                        nn.ReLU(), Linear(width, outputs, nets))
+    copies = nets * agents if config.independent and not config.shared else nets
+    net = nn.Sequential(Linear(inputs, width, copies), nn.ReLU(), Linear(width, width, copies),
+                        nn.ReLU(), Linear(width, outputs, copies))
     if config.shared:
         return Shared(net, nets, agents)
     for p in net.parameters():
-        p.data = p.data.repeat_interleave(agents, 0)                        # (nets * N, n)
+        p.data = p.data.repeat_interleave(nets * agents // copies, 0)       # (nets * N, n)
     return net
 
 

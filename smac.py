@@ -98,15 +98,15 @@ class Replay(nn.Module):
         for name, column in life.items():
             getattr(self, name)[task, begin:begin + len(column)] = column
 
-    def sample(self, tasks, size, generator, stats):
+    def sample(self, tasks, size, generator, buffers):
         """A batch (N, size) of what these tasks' policies lived, drawn with replacement."""
         tasks = torch.as_tensor(tasks)[:, None]
         i = (torch.rand(len(tasks), size, generator=generator) * self.count[tasks].cpu()).long()
         obs, action, seen, next_obs, terminated = (
             getattr(self, name)[tasks, i]
             for name in ("obs", "action", "reward_seen", "next_obs", "terminated"))
-        reward = (seen * stats["reward_std"] + stats["reward_mean"]) / stats["return_scale"]
-        unused = torch.full_like(reward, torch.nan)         # nobody here learns from returns
+        unused = torch.full_like(seen, torch.nan)           # nobody here learns from returns
+        reward = buffers.scale_reward(seen)
         return Batch(obs, action, reward, seen, next_obs, terminated, unused, unused, obs)
 
 
@@ -181,7 +181,7 @@ def own_returns(run, draws):
     two episodes of its own, whose rewards it sees."""
     config, smac, buffers = run.config, run.learner, run.buffers
     tasks = [i for i in buffers.test for _ in range(draws)]
-    generator, stats = torch.Generator().manual_seed(0), buffers.stats
+    generator = torch.Generator().manual_seed(0)
     lived = Replay(len(tasks), 2 * envs.FAMILIES[config.env].horizon, buffers.obs_dim,
                    buffers.act_dim).to(config.device)
     z = torch.randn(len(tasks), config.code, generator=generator).to(config.device)
@@ -189,9 +189,9 @@ def own_returns(run, draws):
         seeds = [10_000 * (1 + episode) + k for k in range(len(tasks))]     # not those of the test
         lives, rewards = explore(run, tasks, z, seeds)
         for k, (life, reward) in enumerate(zip(lives, rewards)):
-            seen = (reward - stats["reward_mean"]) / stats["reward_std"]
-            lived.add(k, dict(life, reward_seen=seen))
-        z = smac.encode(lived.sample(range(len(tasks)), config.test_batch, generator, stats))
+            lived.add(k, dict(life, reward_seen=buffers.standardise_reward(reward)))
+        own = lived.sample(range(len(tasks)), config.test_batch, generator, buffers)
+        z = smac.encode(own)
     with environments_of(config.env, tasks) as environments:
         returns = rollout(lambda obs: smac.act(obs, z), environments, range(len(tasks)), buffers)
     return returns.reshape(-1, draws).mean(-1)
@@ -225,9 +225,9 @@ def train(run, until):
 def mixed(run, tasks, context, batch):
     """Half of the tasks take their context from what the policy lived, as in testing; half of each
     task's other transitions come from there."""
-    lived, stats = run.learner.lived, run.buffers.stats
-    own = lived.sample(tasks, context.obs.shape[1], run.generator, stats)
-    more = lived.sample(tasks, batch.obs.shape[1] // 2, run.generator, stats)
+    lived = run.learner.lived
+    own = lived.sample(tasks, context.obs.shape[1], run.generator, run.buffers)
+    more = lived.sample(tasks, batch.obs.shape[1] // 2, run.generator, run.buffers)
     half = len(tasks) // 2
     return (Batch(*(torch.cat([a[:half], b[half:]]) for a, b in zip(own, context))),
             Batch(*(torch.cat([a[:, ::2], b], 1) for a, b in zip(batch, more))))

@@ -22,7 +22,7 @@ def run_of(method, env="point_goal", variant="", **changes):
 
 
 ALL = [(method, name) for method in (focal.FOCAL, smac.SMAC) for name in method.variants]
-SMALL = dict(width=16, steps=12, batch=16, context=16, final_draws=1, eval_draws=1)
+SMALL = dict(width=16, steps=12, batch=16, context=16, final_draws=1)
 SHORT = {**SMALL, "offline_steps": 6, "rounds": 2, "episodes": 1}
 
 

@@ -11,8 +11,9 @@ import envs
 import macaw
 import sac
 from conftest import HERE, command_line, config_of, data_file, refused, run_of, step
-from helpers import dataset
+from helpers import command, dataset
 from helpers.buffers import Buffers
+from helpers.run import load
 
 # ------------------------------------------------------------------------------------ data, returns
 
@@ -73,7 +74,7 @@ def test_batches_are_disjoint_cover_the_life_and_are_of_the_right_task(point):
     generator = torch.Generator().manual_seed(0)
     inner, outer = point.sample([3, 11], [256, 200], generator)
     for k, task in enumerate((3, 11)):
-        first, count = int(point.first[task]), int(point.count[task])
+        first, count = int(point.first[0, task]), int(point.count[0, task])
         mine = point_rewards[first:first + count]
         seen = []
         for batch in (inner, outer):
@@ -94,10 +95,10 @@ def test_each_batch_comes_from_its_part_of_a_life(point):
     tasks, generator = [4, 5, 9], torch.Generator().manual_seed(0)
     for start in (0.0, 0.6, 0.99):                  # of the last hundredth there is not enough
         batches = places.sample(tasks, [64, 32], generator, (0.0, start))
-        D_tr, D_ts = ((batch.mc_return - point.first[tasks]) / point.count[tasks]
+        D_tr, D_ts = ((batch.mc_return - point.first[0, tasks, None]) / point.count[0, tasks, None]
                       for batch in batches)
         assert (D_tr.amin(1) < 0.03).all() and (D_tr.amax(1) > 0.97).all()
-        begin = torch.minimum(torch.tensor(start), 1 - 64 / point.count[tasks][:, 0])
+        begin = torch.minimum(torch.tensor(start), 1 - 64 / point.count[0, tasks])
         assert ((D_ts.amin(1) - begin).abs() < 0.03).all() and (D_ts.amax(1) > 0.95).all()
         assert not set(batches[0].mc_return.flatten().tolist()) & set(
             batches[1].mc_return.flatten().tolist())
@@ -131,6 +132,91 @@ def test_statistics_come_from_training_tasks_alone(tmp_path):
     assert held.train == [0] and held.test == [1]                   # test tasks stay out
 
 
+# ------------------------------------------------------------------------------- whose transitions
+
+SIZES = dict(inner_batch=4, outer_batch=4, test_batch=4, tasks_per_step=1)
+
+
+def groups_of_agents(tmp_path, lenders, **changes):
+    """Buffers of a data file whose actions are 0.1, with lenders by name: the second group of
+    agents acts 0.2, the third one 0.3 and knows no task 1; a training batch's actions tell."""
+    for name, action, ids in (("own", 0.1, [0, 1, 2]), ("second", 0.2, [0, 1, 2]),
+                              ("third", 0.3, [0])):
+        n = 5 if name == "third" else 10                                    # episodes a task
+        x = data_file(tmp_path / "x.npz", [20] * n * len(ids), [False] * n * len(ids),
+                      np.repeat(ids, n))
+        _, meta = dataset.read(tmp_path / "x.npz", "point_goal")
+        dataset.write(tmp_path / f"{name}.npz",
+                      dict(x, actions=np.full_like(x["actions"], action)), meta)
+    return Buffers(tmp_path / "own.npz", config_of(**{**SIZES, **changes}),
+                   lenders=[tmp_path / f"{name}.npz" for name in lenders])
+
+
+def whose(batch):
+    return {round(float(a), 1) for a in batch.action.flatten()}
+
+
+def test_what_is_adapted_to_comes_from_lenders_and_the_rest_from_the_data_file(tmp_path):
+    held, generator = groups_of_agents(tmp_path, ["own", "second", "third"]), torch.Generator()
+    assert held.train == [0, 1] and held.test == [2]
+    seen = {task: [held.sample([task], [4, 4], generator) for _ in range(60)] for task in (0, 1)}
+    assert set().union(*(whose(D_tr) for D_tr, _ in seen[0])) == {0.1, 0.2, 0.3}
+    assert set().union(*(whose(D_tr) for D_tr, _ in seen[1])) == {0.1, 0.2}     # no third agent
+    for D_tr, D_ts in seen[0] + seen[1]:
+        assert len(whose(D_tr)) == 1 and whose(D_ts) == {0.1}                   # one agent a batch
+    both = [held.sample([0, 1], [4, 4], generator)[0] for _ in range(40)]       # each task its own
+    assert any(whose(D.part(0, 2)) != whose(D.part(1, 2)) for D in both)
+    assert whose(held.sample([0, 1, 2], [4], generator)[0]) == {0.1}            # in testing, too
+    alone = groups_of_agents(tmp_path, ["second"])
+    assert whose(alone.sample([0, 1], [4, 4], generator)[0]) == {0.2}
+
+
+def test_lenders_change_no_statistic_and_no_other_number(tmp_path):
+    crossed, plain = (groups_of_agents(tmp_path, lenders) for lenders in (["third", "second"], []))
+    assert all(torch.equal(crossed.stats[name], plain.stats[name]) for name in plain.stats)
+    assert crossed.behavior_mean == plain.behavior_mean
+    same = groups_of_agents(tmp_path, ["../" + tmp_path.name + "/own"])     # by another name
+    assert len(same.paths) == 1
+    for a, b in zip(*(x.sample([0, 1], [4, 4], torch.Generator().manual_seed(1))
+                      for x in (same, plain))):
+        assert all(map(torch.equal, a, b))
+
+
+def test_lenders_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(command.BadInput, match="no file of --adapt-data has task 1"):
+        groups_of_agents(tmp_path, ["third"])
+    with pytest.raises(command.BadInput, match="third.npz has 100 transitions of task 0"):
+        groups_of_agents(tmp_path, ["second", "third"], inner_batch=60)
+
+
+def test_without_flags_all_agents_that_we_ship_lend_and_with_data_its_own(tmp_path, monkeypatch):
+    shipped = {"": tmp_path / "a.npz", "_others": tmp_path / "a_others.npz"}
+    monkeypatch.setattr(dataset, "default_path", lambda env, agents="": shipped[agents])
+    assert dataset.lenders("a", "", "") == [shipped[""]]
+    shipped["_others"].touch()
+    assert dataset.lenders("a", "", "") == [shipped[""], shipped["_others"]]
+    assert dataset.lenders("a", "mine.npz", "") == ["mine.npz"]
+    assert dataset.lenders("a", "mine.npz", "b.npz,c.npz") == ["b.npz", "c.npz"]
+
+
+def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):
+    """A run goes on only with the lenders that it began with; their absence hinders no test."""
+    groups_of_agents(tmp_path, [])
+    sizes = [x for name, n in SIZES.items() for x in ("--" + name.replace("_", "-"), n)]
+    out, lender = tmp_path / "run", tmp_path / "second.npz"
+    line = ["--env", "point_goal", "--data", tmp_path / "own.npz", "--steps", 2, *sizes,
+            "--final-draws", 1, "--adapt-data", lender, "--out", out]
+    assert command_line(*line).returncode == 0
+    lender.rename(tmp_path / "moved.npz")
+    run = load(macaw.MACAW, out / "checkpoint.pt")
+    assert whose(run.buffers.sample([2], [4], torch.Generator())[0]) == {0.1}
+    refused(command_line("--resume", "--out", out), "second.npz")
+    moved = command_line("--resume", "--out", out, "--adapt-data", tmp_path / "moved.npz")
+    assert moved.returncode == 0
+    refused(command_line("--resume", "--out", out, "--adapt-data", tmp_path / "own.npz"),
+            "other data")
+
+
 # ------------------------------------------------------------------------------------- collection
 
 def collection(tmp_path, *flags, out="a.npz"):
@@ -138,7 +224,7 @@ def collection(tmp_path, *flags, out="a.npz"):
                         "--out", tmp_path / out, *flags, program="collect.py")
 
 
-@pytest.mark.parametrize("kind", [{}, dict(shared=True, updates=1.5)])
+@pytest.mark.parametrize("kind", [{}, dict(shared=True, updates=1.5), dict(independent=True)])
 def test_a_killed_collection_resumes_exactly(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "SAVE_EVERY", 130)                 # in the midst of an episode
     config = collect.Config(**{**collect.PRESETS["point_goal"], **kind, **dict(
@@ -193,6 +279,26 @@ def test_agents_part_only_as_far_as_their_tasks_make_them():
     assert torch.equal(first[:noise], other[:noise]) and not torch.equal(first, other)
     rewards = lives.replay["reward"]
     assert not torch.isclose(rewards[0, :noise], rewards[2, :noise]).any()
+
+
+def test_independent_agents_share_no_random_number():
+    def agent(tasks, seed):
+        config = collect.Config(**{**collect.PRESETS["point_goal"], **dict(
+            env="point_goal", tasks=tasks, steps=60, random_steps=40, independent=True,
+            seed=seed)})
+        lives = collect.Collection(config)
+        first_weights = [p.clone() for p in lives.agents.parameters() if p.dim() == 2]
+        for _ in range(60):
+            lives.step()
+        assert all(not torch.isclose(p[0], p[i]).any() for p in first_weights
+                   for i in range(1, len(p)))                       # critics' twins differ, too
+        seeds = [episode[2] for episodes in lives.episodes for episode in episodes]
+        assert len(set(seeds)) == len(seeds)
+        a, b = lives.replay["action"]
+        assert not torch.isclose(a, b).any()
+        return seeds, a
+    (seeds, a), (others, b) = agent("2,3", 0), agent("2,3", 1)
+    assert not set(seeds) & set(others) and not torch.isclose(a, b).any()
 
 
 @pytest.mark.parametrize("updates, expected", [(1.0, 100), (0.5, 50), (2.5, 250), (0.3, 30)])

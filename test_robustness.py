@@ -82,7 +82,8 @@ FLAGS = [
     ("macaw", "--sigma 0"), ("macaw", "--temperature 0"), ("macaw", "--gamma 1.5"),
     ("macaw", "--late 1"), ("macaw", "--tasks-per-step 0"), ("macaw", "--tasks-per-step 17"),
     ("macaw", "--inner-batch 1"), ("macaw", "--inner-batch 99999"), ("macaw", "--outer-batch 0"),
-    ("macaw", "--test-batch 99999"), ("macaw", "--eval-every 0"), ("macaw", "--eval-draws 0"),
+    ("macaw", "--test-batch 99999"), ("macaw", "--eval-every 0"),
+    ("macaw", "--adapt-data missing.npz"), ("macaw", "--adapt-data ,"),
     ("macaw", "--test-steps 0"), ("macaw", "--inner-steps -1"), ("macaw", "--weight-decay -1"),
     ("macaw", "--wings 2"), ("macaw", "--env"), ("macaw", "--ste 5"), ("macaw", "stray"),
     ("macaw", "--device abacus"), ("macaw", "--device cuda:99"),
@@ -499,7 +500,7 @@ def die_at(moment, arguments):
 
 def test_a_run_killed_at_any_write_goes_on_to_the_same_end(tmp_path, monkeypatch):
     """At each of a run's writes: its settings, first checkpoint, metrics, and so on."""
-    line = ["--env", "point_goal", "--steps", "6", "--eval-every", "3", "--eval-draws", "1",
+    line = ["--env", "point_goal", "--steps", "6", "--eval-every", "3",
             "--final-draws", "1", "--width", "8", "--latent", "4"]
     monkeypatch.setenv("PYTHONPATH", str(HERE))             # for the server that forks
     context = multiprocessing.get_context("forkserver")

@@ -1,4 +1,6 @@
 """The offline buffers D_i of the training and test tasks, and batches of them."""
+import functools
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -54,39 +56,53 @@ def split(path, config, counts, trained):
     if config.tasks_per_step > len(train):
         raise BadInput(f"--tasks-per-step {config.tasks_per_step} is more than the {len(train)} "
                        "training tasks; give that or less")
-    sizes = config.batch_sizes
-    need = {**dict.fromkeys(test, config.test_batch),
-            **dict.fromkeys(() if trained else train, len(sizes) * max(sizes))}
-    for i in need:
-        if counts[i] < need[i]:
-            raise BadInput(f"{path} has {counts[i]} transitions of task {i}, where the batches of "
-                           f"a step need {need[i]}: make them smaller or collect more")
     return test, train
 
 
+def check_counts(path, counts, tasks, need):
+    """Raises BadInput where a file has fewer transitions of a task than its batches need."""
+    for i in tasks:
+        if counts[i] < need:
+            raise BadInput(f"{path} has {counts[i]} transitions of task {i}, where the batches of "
+                           f"a step need {need}: make them smaller or collect more")
+
+
 class Buffers:
-    """The offline buffers D_i of a data file, standardised and ready to sample.
+    """The offline buffers D_i of a data file, standardised and ready to sample; beside them those
+    of other agents for the same tasks (`lenders`), whose transitions serve to adapt to in training.
+    A group is the agents of one file; the data file's are group 0.
 
     Observations are standardised and returns divided by their deviation, both over the training
-    tasks alone. `trained`: the training tasks and the statistics (`stats`) that a checkpoint holds,
-    when they come from there. Raises BadInput.
+    tasks of the data file alone. `trained`: the training tasks and the statistics (`stats`) that a
+    checkpoint holds, when they come from there. Raises BadInput.
     """
 
-    def __init__(self, path, config, trained=None):
-        x, meta = dataset.read(path, config.env)
-        self.fingerprint = dataset.fingerprint(path)
-        self.behavior_final = {int(k): v for k, v in meta["behavior_final"].items()}
+    def __init__(self, path, config, trained=None, lenders=()):
+        lenders, real = lenders or [path], os.path.realpath
+        self.paths = list({real(p): p for p in [*lenders, path][::-1]}.values())    # a group each
+        groups = [real(p) for p in self.paths]
+        self.lenders = torch.tensor([groups.index(real(p)) for p in lenders])
+        files, metas = zip(*(dataset.read(p, config.env) for p in self.paths))
+        x = {name: np.concatenate([file[name] for file in files])
+             for name in dataset.COLUMNS if name != "metadata"}
+        self.behavior_final = {int(k): v for k, v in metas[0]["behavior_final"].items()}
         length = x["episode_length"]
+        group = np.repeat(np.arange(len(files)), [len(f["episode_length"]) for f in files])
         episode = np.repeat(np.arange(len(length)), length)                 # of each transition
-        task = x["episode_task"][episode]
-        ids, first, count = np.unique(task, return_index=True, return_counts=True)
-        counts = dict(zip(ids.tolist(), count.tolist()))
-        self.test, self.train = split(path, config, counts, trained)
+        owners, begin, owner = np.unique(np.stack([group, x["episode_task"]]), axis=1,
+                                         return_index=True, return_inverse=True)
+        self.first, self.count = torch.zeros(2, len(files), owners[1].max() + 1, dtype=torch.long)
+        self.first[*owners] = torch.as_tensor((np.cumsum(length) - length)[begin])
+        self.count[*owners] = torch.as_tensor(np.bincount(owner, length)).long()
+        counts = [{i: n for i, n in enumerate(row) if n} for row in self.count.tolist()]
+        self.test, self.train = split(path, config, counts[0], trained)
+        self.check(config, counts, trained)
         self.id_dim = len(self.train) if config.multi_task else 0
         self.obs_dim, self.act_dim = x["observations"].shape[1] + self.id_dim, x["actions"].shape[1]
 
         total = np.bincount(episode, x["rewards"])                          # of each episode
-        self.behavior_mean = {i: float(total[x["episode_task"] == i].mean()) for i in ids.tolist()}
+        self.behavior_mean = {i: float(total[(group == 0) & (x["episode_task"] == i)].mean())
+                              for i in counts[0]}
         returns = mc_returns(x["rewards"], length, config.gamma)
         here = np.arange(len(episode)) + episode            # place of s among the observations,
         last = np.cumsum(length + 1)[episode] - 1           # and of the episode's last state
@@ -95,7 +111,7 @@ class Buffers:
         if trained:
             stats = trained["stats"]
         else:
-            train = np.isin(task, self.train)
+            train = ((group == 0) & np.isin(x["episode_task"], self.train))[episode]
             obs = x["observations"][here[train]].astype(np.float64)
             stats = dict(obs_mean=obs.mean(0), obs_std=obs.std(0) + 1e-6,
                          return_scale=returns[train].std() + 1e-6,
@@ -108,18 +124,42 @@ class Buffers:
         self.obs = self.standardise(x["observations"])
         self.action, self.discount = tensor(x["actions"]), tensor(discount)
         self.mc_return = tensor(returns) / stats["return_scale"]
-        reward = tensor(x["rewards"])
-        self.reward = reward / stats["return_scale"]
-        self.reward_seen = (reward - stats["reward_mean"]) / stats["reward_std"]
+        self.reward_seen = self.standardise_reward(tensor(x["rewards"]))
+        self.reward = self.scale_reward(self.reward_seen)
         self.terminated = tensor(x["terminations"])
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
-        self.first, self.count = torch.zeros(2, ids.max() + 1, 1, dtype=torch.long)
-        self.first[ids, 0], self.count[ids, 0] = torch.as_tensor(first), torch.as_tensor(count)
+
+    def check(self, config, counts, trained):
+        """Raises BadInput where a file has too little for the batches, or no file lends a task."""
+        check_counts(self.paths[0], counts[0], self.test, config.test_batch)
+        if trained:
+            return
+        sizes = config.batch_sizes
+        for path, have in zip(self.paths, counts):
+            check_counts(path, have, set(self.train) & set(have), len(sizes) * max(sizes))
+        lent = self.count[self.lenders].sum(0)
+        for i in self.train:
+            if not lent[i]:
+                raise BadInput(f"no file of --adapt-data has task {i}; add one that has")
+
+    @functools.cached_property
+    def fingerprint(self):
+        """Of all its files."""
+        return dataset.fingerprint(self.paths)
 
     def standardise(self, obs):
         """Observations (N, obs) as the nets see them."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.stats["obs_mean"].device)
         return (obs - self.stats["obs_mean"]) / self.stats["obs_std"]
+
+    def standardise_reward(self, reward):
+        """An environment's rewards as an encoder sees them."""
+        return (reward - self.stats["reward_mean"]) / self.stats["reward_std"]
+
+    def scale_reward(self, seen):
+        """Such rewards as critics see them, in units of the returns' deviation."""
+        reward = seen * self.stats["reward_std"] + self.stats["reward_mean"]
+        return reward / self.stats["return_scale"]
 
     def observe(self, obs):
         """What the policies of N tasks see (N, 1, obs) of their environments' states (N, obs)."""
@@ -138,23 +178,32 @@ class Buffers:
     def sample(self, tasks, sizes, generator, begin=None, known=False):
         """Disjoint batches of these sizes for each task (line 6 of Algorithm 1).
 
-        The transitions of a life are dealt to as many piles as there are batches, so two batches
-        share episodes but no transition. Each batch comes from the life after its share of it in
-        `begin`, or from all of it: this is cut into as many equal stretches as the batch has
-        transitions, and gives one of each. Multi-task learners are told the tasks where these are
-        `known`.
+        The last batch comes from the data file's agents; those before it are to adapt to, and come
+        each from the agents of one lender, drawn for each task. The transitions of a life are dealt
+        to as many piles as there are batches, so two batches may share episodes but no transition.
+        Each batch comes from the life after its share of it in `begin`, or from all of it: this is
+        cut into as many equal stretches as the batch has transitions, and gives one of each.
+        Multi-task learners are told the tasks where these are `known`.
         """
-        count, piles, batches = self.count[tasks], len(sizes), []               # count: (N, 1)
+        piles, batches = len(sizes), []
         turn = torch.randint(piles, (), generator=generator)
         for k, (size, share) in enumerate(zip(sizes, begin or [0.0] * piles)):
-            last = count // piles
+            group = self.lender(tasks, generator) if k < piles - 1 else [0] * len(tasks)
+            birth, last = (x[group, tasks][:, None] for x in (self.first, self.count // piles))
             first = (share * last).long().minimum(last - size)
             cut = first + torch.arange(size + 1) * (last - first) // size       # (N, size + 1)
             place = cut[:, :-1] + (torch.rand(len(tasks), size, generator=generator)
                                    * cut.diff()).long()
-            i = (self.first[tasks] + place * piles + (k + turn) % piles).to(self.obs.device)
+            i = (birth + place * piles + (k + turn) % piles).to(self.obs.device)
             batches.append(self.transitions(i, tasks if known else ()))
         return batches
+
+    def lender(self, tasks, generator):
+        """For each task one of the groups that lend its transitions, drawn at random (N,)."""
+        if len(self.lenders) == 1:
+            return self.lenders.expand(len(tasks))
+        lends = self.count[self.lenders][:, tasks].T > 0                        # (N, lenders)
+        return self.lenders[torch.multinomial(lends.float(), 1, generator=generator)[:, 0]]
 
     def transitions(self, i, tasks=()):
         """The batch of the transitions with these numbers (N, B) in the file."""

@@ -109,6 +109,15 @@ def one_sentence(leave):
         leave(2, "there is not enough memory for these sizes; give smaller ones")
 
 
+@contextlib.contextmanager
+def stopping(advice):
+    """What Ctrl-C or SIGTERM says to whoever gave it."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"stopped; {advice}") from None
+
+
 def check_device(name):
     """Raises BadInput where there is no such device."""
     try:

@@ -33,10 +33,11 @@ import envs
 from helpers import command, plot, render
 from helpers.buffers import Buffers
 from helpers.command import BadInput, Diverged, flag
-from helpers.dataset import default_path
+from helpers.dataset import default_path, lenders
 
 CHECKPOINT_FORMAT = 2
 EARLY = 0, 10, 30, 100          # steps at which a run is evaluated too, for its first moments
+EVAL_DRAWS = 2                  # adaptation batches of each task in an evaluation on the way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class RunConfig:
     steps: int = flag(1500, "n of Algorithm 1, meta-steps [us]", 1)
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
+    adapt_data: str = flag("", "files, as in a.npz,b.npz, whose agents lend what is adapted to in "
+                               "training; when empty --data, or all agents that we ship")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
     resume: bool = flag(False, "go on from the checkpoint in --out")
     evaluate: str = flag("", "a checkpoint to meta-test, without training")
@@ -57,13 +60,13 @@ class RunConfig:
     gamma: float = flag(0.99, "discount [code]", 0, 1)
     test_batch: int = flag(256, "transitions that a held-out task is adapted to [code]", 2, 100_000)
     eval_every: int = flag(250, "meta-steps between two evaluations", 1)
-    eval_draws: int = flag(2, "adaptation batches and episodes of a task in an evaluation", 1, 1000)
-    final_draws: int = flag(20, "the same at the end", 1, 1000)
+    final_draws: int = flag(20, "batches of each held-out task to adapt to at the end, with an "
+                                "episode after each", 1, 1000)
     multi_task = False      # a flag only of a method whose learner may be told the task's id
 
 
 # What may differ from the settings in a checkpoint: always, and when it is only evaluated
-FREE = {"evaluate", "resume", "out", "data", "device", "render", "final_draws"}
+FREE = {"evaluate", "resume", "out", "data", "adapt_data", "device", "render", "final_draws"}
 FREE_IN_TESTING = {"test_steps", "test_batch"}
 
 STATE = dict(format=int, config=dict, data=str, train=list, stats=dict, learner=dict, step=int,
@@ -89,7 +92,10 @@ class Run:
         self.rank, self.world = processes(config)
         if self.world > 1 and not method.parallel:
             raise BadInput("this method trains in one process; start it without torchrun")
-        self.buffers = Buffers(config.data or default_path(config.env), config, state)
+        learns = not state or config.resume
+        self.buffers = Buffers(
+            config.data or default_path(config.env), config, state,
+            lenders(config.env, config.data, config.adapt_data) if learns else ())
         sizes = self.buffers.obs_dim, self.buffers.act_dim
         if state:
             check_shapes(state["learner"], method, sizes, config)
@@ -139,7 +145,7 @@ class Run:
         done = self.rows and self.rows[-1]["step"] == step      # a run that was killed just after
         if not self.folder or not due or done:
             return
-        before, after = (x.mean() for x in evaluate(self, config.eval_draws))
+        before, after = (x.mean() for x in evaluate(self, EVAL_DRAWS))
         self.check_finite(after, "return after adaptation")
         self.seconds = time.time() - start
         losses = {name: float(np.mean([x[name] for x in self.losses]))
@@ -158,8 +164,8 @@ class Run:
         return [train[i] for i in torch.randperm(len(train), generator=self.generator)[:count]]
 
     def sample(self, tasks, sizes, begin=None):
-        """Disjoint batches of these sizes of the tasks (see Buffers.sample); under torchrun, this
-        process's share of the tasks."""
+        """Disjoint batches of these sizes of the tasks, all but the last to adapt to (see
+        Buffers.sample); under torchrun, this process's share of the tasks."""
         batches = self.buffers.sample(tasks, sizes, self.generator, begin, known=True)
         return [batch.part(self.rank, self.world) for batch in batches]
 
@@ -417,13 +423,11 @@ def train(run):
     config, folder = run.config, run.folder
     print(f"{config.variant} on {config.env}: {len(run.buffers.train)} training tasks, "
           f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
-    try:
+    with command.stopping(f"go on with --resume --out {folder}"):
         command.save_json(folder / "config.json", dataclasses.asdict(config))
         run.save()                                  # so that a kill at any moment resumes
         run.method.train(run, config.steps)
         result = summary(run)
-    except KeyboardInterrupt as stop:
-        raise type(stop)(f"stopped; go on with --resume --out {folder}") from None
     command.save_json(folder / "summary.json", result)
     plot.curve([folder], folder / "curve.png")
     return result
