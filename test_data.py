@@ -1,6 +1,7 @@
 """Data files, returns, batches, collection: each test is named after the claim it would refute."""
 import copy
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import sac
 from conftest import HERE, command_line, config_of, data_file, refused, run_of, step
 from helpers import command, dataset
 from helpers.buffers import Buffers
-from helpers.run import load
+from helpers.run import load, summary
 
 # ------------------------------------------------------------------------------------ data, returns
 
@@ -210,6 +211,14 @@ def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):
     lender.rename(tmp_path / "moved.npz")
     run = load(macaw.MACAW, out / "checkpoint.pt")
     assert whose(run.buffers.sample([2], [4], torch.Generator())[0]) == {0.1}
+    judge = ["--evaluate", out / "checkpoint.pt", "--data", tmp_path / "moved.npz", "--out",
+             tmp_path / "judged"]                                       # whose summary is kept
+    assert command_line(*judge).returncode == 0
+    kept = json.loads((tmp_path / "judged/summary.json").read_text())
+    other = load(macaw.MACAW, out / "checkpoint.pt", data=str(tmp_path / "moved.npz"))
+    assert whose(other.buffers.sample([2], [4], torch.Generator())[0]) == {0.2}
+    assert kept == json.loads(json.dumps(summary(other)))
+    refused(command_line(*judge), "taken")
     refused(command_line("--resume", "--out", out), "second.npz")
     moved = command_line("--resume", "--out", out, "--adapt-data", tmp_path / "moved.npz")
     assert moved.returncode == 0

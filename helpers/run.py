@@ -52,7 +52,7 @@ class RunConfig:
                                "training; when empty --data, or all agents that we ship")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
     resume: bool = flag(False, "go on from the checkpoint in --out")
-    evaluate: str = flag("", "a checkpoint to meta-test, without training")
+    evaluate: str = flag("", "a checkpoint to meta-test, without training; --out keeps its summary")
     render: str = flag("", "a .gif to draw of a held-out task before and after adaptation")
     device: str = flag("cpu", "cpu or cuda")
     holdout: str = flag("", "training tasks, as in 4,12, to test on instead of the test tasks")
@@ -403,7 +403,12 @@ def go(method, config, given):
     if config.evaluate:
         if command.rank() == 0:
             run = load(method, config.evaluate, **given)
-            finish(run, summary(run))
+            run.folder = run_folder(run.config) if config.out else None
+            result = summary(run)
+            if run.folder:
+                command.save_json(run.folder / "config.json", dataclasses.asdict(run.config))
+                command.save_json(run.folder / "summary.json", result)
+            finish(run, result)
         return
     if config.resume:
         run = load(method, f"{config.out}/checkpoint.pt", **given)
