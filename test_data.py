@@ -20,15 +20,18 @@ from helpers.run import load, summary
 
 @pytest.mark.parametrize("path", sorted((HERE / "data").glob("*.npz")), ids=lambda p: p.stem)
 def test_shipped_episodes_replay_from_their_seed_and_actions(path):
-    x, meta = dataset.read(path, path.stem)
+    family = path.stem.removesuffix("_others").removesuffix("_strangers")
+    x, meta = dataset.read(path, family)
     assert path.stat().st_size <= 25e6
-    assert {int(i): task for i, task in meta["tasks"].items()} == dict(
-        enumerate(envs.FAMILIES[path.stem].tasks))
+    tasks = envs.FAMILIES[family].tasks
+    assert meta["tasks"] == {i: tasks[int(i)] for i in meta["tasks"]}
+    assert len(meta["tasks"]) == len(tasks) or path.stem != family
+    assert set(map(str, envs.FAMILIES[family].test)) <= set(meta["tasks"])
     length = x["episode_length"]
     ends = np.cumsum(length)
     random = np.random.default_rng(0)
     for episode in random.choice(len(length), 12, replace=False):
-        env = envs.make(path.stem, meta["tasks"][str(x["episode_task"][episode])])
+        env = envs.make(family, meta["tasks"][str(x["episode_task"][episode])])
         observed = [env.reset(seed=int(x["episode_seed"][episode]))[0]]
         span = slice(ends[episode] - length[episode], ends[episode])
         for t, action in enumerate(x["actions"][span].astype(np.float32)):
@@ -188,16 +191,6 @@ def test_lenders_that_do_not_fit_are_refused(tmp_path):
         groups_of_agents(tmp_path, ["third"])
     with pytest.raises(command.BadInput, match="third.npz has 100 transitions of task 0"):
         groups_of_agents(tmp_path, ["second", "third"], inner_batch=60)
-
-
-def test_without_flags_all_agents_that_we_ship_lend_and_with_data_its_own(tmp_path, monkeypatch):
-    shipped = {"": tmp_path / "a.npz", "_others": tmp_path / "a_others.npz"}
-    monkeypatch.setattr(dataset, "default_path", lambda env, agents="": shipped[agents])
-    assert dataset.lenders("a", "", "") == [shipped[""]]
-    shipped["_others"].touch()
-    assert dataset.lenders("a", "", "") == [shipped[""], shipped["_others"]]
-    assert dataset.lenders("a", "mine.npz", "") == ["mine.npz"]
-    assert dataset.lenders("a", "mine.npz", "b.npz,c.npz") == ["b.npz", "c.npz"]
 
 
 def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):

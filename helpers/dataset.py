@@ -39,21 +39,9 @@ COLUMNS = dict(
 )
 
 
-def default_path(env, agents=""):
-    """Where the behaviour data of a family lies, wherever the program was started: of the agents
-    whose gaits agree, or of others ("_others", "_strangers")."""
-    return pathlib.Path(__file__).parent.parent / f"data/{env}{agents}.npz"
-
-
-def lenders(env, data, adapt_data):
-    """The files whose agents lend what is adapted to in training: those named, else the data file;
-    where nothing is named, also the family's "_others"."""
-    if adapt_data:
-        return adapt_data.split(",")
-    others = default_path(env, "_others")
-    if data or not others.exists():
-        return [data or default_path(env)]
-    return [default_path(env), others]
+def default_path(env):
+    """Where the behaviour data of a family lies, wherever the program was started."""
+    return pathlib.Path(__file__).parent.parent / f"data/{env}.npz"
 
 
 def read(path, env):

@@ -3,6 +3,8 @@
     python -m helpers.plot curve runs/a runs/b --out curve.png      # return over meta-steps
     python -m helpers.plot tasks runs/a runs/b --out tasks.png      # return on each held-out task
     python -m helpers.plot results results --out results.png        # every family; prints a table
+    python -m helpers.plot whose results/cheetah_vel --out whose.png    # adapted to whose data
+    python -m helpers.plot context results/cheetah_vel --out context.png    # and to how many
 """
 import argparse
 import csv
@@ -23,7 +25,9 @@ METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT", "focal": "
            "no_wt_wide": "no weight transform, equal parameters", "maml_awr": "neither (MAML+AWR)"}
 SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
             "_late": "; earlier schedule, one inner step, D^ts late in life",
-            "_whole": "; earlier schedule, D^ts from whole lives"}
+            "_whole": "; earlier schedule, D^ts from whole lives",
+            "_crossed": "; D^tr from independent agents, too",
+            "_independent": "; both batches from independent agents"}
 NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
          for name, label in METHODS.items()}    # of run folders, and in the README
 
@@ -159,6 +163,43 @@ def results(folder, path):
     figure.savefig(path, dpi=150)
 
 
+WHOSE = {"aligned": "aligned agents", "others": "independent agents", "strangers": "strangers"}
+CONTEXT = {"batch8": "8", "batch16": "16", "batch64": "64", "": "256"}
+
+
+def judged(folder, path, columns, title):
+    """Return after adaptation of a family's runs by what they adapted to: a run's own summary and
+    those in its subfolders; every task a dot, its mean over seeds. Prints the table."""
+    rows = {}
+    for name, label in NAMES.items():
+        runs = [[f.parent / column for column in columns]
+                for f in sorted(pathlib.Path(folder).glob(f"{name}-s*/summary.json"))]
+        if runs and all((f / "summary.json").exists() for run in runs for f in run):
+            rows[label] = np.array([numbers([read(f, "summary.json") for f in run], "after")
+                                    for run in runs])                   # (seeds, columns, tasks)
+    if not rows:
+        raise BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, columns))}"
+                       "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
+    figure = Figure(figsize=(9, 1.2 + 0.9 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    print(f"| method | seeds | {' | '.join(columns.values())} |\n|---|---|{'---|' * len(columns)}")
+    for y, (label, x) in enumerate(rows.items()):
+        cells = [interval(x[:, k]) for k in range(len(columns))]
+        print(f"| {label} | {len(x)} | " + " | ".join(
+            f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in cells) + " |")
+        for k, ((mean, low, high), column) in enumerate(zip(cells, columns.values())):
+            color, height = f"C{k}", y + 0.18 * (k - (len(columns) - 1) / 2)
+            axes.plot(x[:, k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)
+            axes.plot([low, high], [height] * 2, color=color, lw=2)
+            axes.plot(mean, height, "o", color=color, label=None if y else column)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.4)
+    axes.set(xlabel="return after adaptation (small dots: tasks)", title=title)
+    figure.legend(loc="outside lower center", ncols=len(columns))
+    figure.savefig(path, dpi=150)
+
+
 def band(axes, tables, color, label):
     """Mean and range of `after` over runs, at the steps at which all of them were evaluated."""
     x = sorted(set.intersection(*(set(table["step"]) for table in tables)))
@@ -187,7 +228,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    parser.add_argument("kind", choices=("curve", "tasks", "results"))
+    parser.add_argument("kind", choices=("curve", "tasks", "results", "whose", "context"))
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
@@ -195,10 +236,18 @@ def main():
         check_writable(arguments.out)
         if pathlib.Path(arguments.out).suffix not in (".png", ".pdf", ".svg"):
             raise BadInput(f"{arguments.out} is no picture; end it with .png, .pdf or .svg")
-        if arguments.kind == "results":
-            results(arguments.folders[0], arguments.out)
-        else:
-            dict(curve=curve, tasks=tasks)[arguments.kind](arguments.folders, arguments.out)
+        first, out = arguments.folders[0], arguments.out
+        match arguments.kind:
+            case "curve":
+                curve(arguments.folders, out)
+            case "tasks":
+                tasks(arguments.folders, out)
+            case "results":
+                results(first, out)
+            case "whose":
+                judged(first, out, WHOSE, "adapted to the transitions of")
+            case "context":
+                judged(first, out, CONTEXT, "adapted to so many transitions")
 
 
 if __name__ == "__main__":
