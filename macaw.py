@@ -84,7 +84,7 @@ class Config(RunConfig):
 
 
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
-    "cheetah_vel": dict(steps=1000, inner_steps=3, test_steps=3),
+    "cheetah_vel": dict(steps=1000, inner_steps=3, test_steps=3, late=0.5),
     "cheetah_dir": dict(tasks_per_step=2, weight_decay=0.0),
     "ant_dir": dict(late=0.5),
     "walker_params": dict(late=0.8),

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes every number of docs/results.md anew, in results/ (what is there already is kept), with one
-# thread a run, two at a time: about three hours on two cores, most of them for the runs of the
-# earlier schedule (`*_one`, `*_late`, `*_whole`). Usage: results/regenerate.sh [python]
+# Makes every number of docs/results.md and docs/whose_data.md anew, in results/ (what is there
+# already is kept), with one thread a run, two at a time: about six hours on two cores, half of them
+# for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
+# Usage: results/regenerate.sh [python]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python}
@@ -9,38 +10,66 @@ export OMP_NUM_THREADS=1
 earlier="--width 100 --inner-batch 256 --policy-lr 0.001 --value-lr 0.001 --steps 4000"
 one_step="$earlier --inner-steps 1 --test-steps 1"
 
-for env in cheetah_dir cheetah_vel ant_dir walker_params; do
-    variants="macaw meta_bc mt_awr focal pearl"
-    [ $env = cheetah_vel ] || [ $env = walker_params ] && variants="$variants smac"
-    [ $env = cheetah_vel ] && variants="$variants no_advantage no_wt maml_awr
-        macaw_one meta_bc_one no_advantage_one no_wt_one maml_awr_one macaw_late meta_bc_late"
-    [ $env = ant_dir ] && variants="$variants macaw_whole meta_bc_whole"
-    for variant in $variants; do
-        for seed in 0 1 2; do
-            if [ ! -e results/$env/$variant-s$seed/summary.json ]; then
-                case $variant in
-                    *_one) method=${variant%_one} flags=$one_step ;;
-                    *_late) method=${variant%_late} flags="$one_step --late 0.8" ;;
-                    *_whole) method=${variant%_whole} flags="$earlier --late 0" ;;
-                    *) method=$variant flags= ;;
-                esac
-                case $variant in
-                    focal | pearl) program=focal.py ;;
-                    smac) program=smac.py ;;
-                    *) program=macaw.py ;;
-                esac
-                out=results/$env/$variant-s$seed
-                if [ -e $out/checkpoint.pt ]; then
-                    echo "$program --resume --out $out"
-                else
-                    echo "$program --env $env --variant $method --seed $seed $flags --out $out"
-                fi
-            fi
+# The command of each run that is missing
+run() {         # family, name of the run, seed
+    local env=$1 name=$2 seed=$3 out=results/$1/$2-s$3 program flags variant=${2%_*}
+    [ -e $out/summary.json ] && return
+    case $name in
+        *_one) flags="$one_step --late 0" ;;
+        *_late) flags="$one_step --late 0.8" ;;
+        *_whole) flags="$earlier --late 0" ;;
+        *_crossed)
+            flags="--adapt-data data/$env.npz,data/${env}_others.npz"
+            [ $name = macaw_crossed ] && [ $env = cheetah_vel ] && flags="$flags --steps 1500" ;;
+        *_independent) flags="--data data/${env}_others.npz" ;;
+        *) variant=$name flags= ;;
+    esac
+    case $variant in
+        focal | pearl) program=focal.py ;;
+        smac) program=smac.py ;;
+        *) program=macaw.py ;;
+    esac
+    if [ -e $out/checkpoint.pt ]; then
+        echo "$program --resume --out $out"
+    else
+        echo "$program --env $env --variant $variant --seed $seed $flags --out $out"
+    fi
+}
+runs() {        # family, seeds, names
+    for name in "${@:3}"; do
+        for seed in $2; do run $1 $name $seed; done
+    done
+}
+{
+    runs cheetah_vel "0 1 2 3 4" macaw meta_bc mt_awr no_advantage no_wt maml_awr focal \
+        {macaw,focal}_crossed {macaw,meta_bc,mt_awr}_independent
+    runs cheetah_vel "0 1 2" pearl smac {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one \
+        {macaw,meta_bc}_late
+    runs walker_params "0 1 2 3 4" macaw macaw_crossed
+    runs walker_params "0 1 2" meta_bc mt_awr focal pearl smac
+    runs ant_dir "0 1 2" macaw meta_bc mt_awr focal pearl {macaw,meta_bc}_whole
+    runs cheetah_dir "0 1 2" macaw meta_bc mt_awr focal pearl
+} | xargs -P 2 -L 1 "$python"
+
+# Some of them adapted to three groups of agents, while their checkpoints are there
+for env in cheetah_vel walker_params; do
+    for name in macaw focal {macaw,focal}_crossed {macaw,meta_bc,mt_awr}_independent; do
+        for run in results/$env/$name-s?; do
+            [ -e $run/checkpoint.pt ] || continue
+            case $name in focal*) program=focal.py ;; *) program=macaw.py ;; esac
+            for group in aligned others strangers; do
+                [ -e $run/$group/summary.json ] && continue
+                file=data/${env}_$group.npz
+                [ $group = aligned ] && file=data/$env.npz
+                echo "$program --evaluate $run/checkpoint.pt --data $file --out $run/$group"
+            done
         done
     done
 done | xargs -P 2 -L 1 "$python"
 
-for folder in results/*/*-s?; do rm -f "$folder"/checkpoint.pt "$folder"/curve.png; done
+for run in results/*/*-s?; do rm -f "$run"/checkpoint.pt "$run"/curve.png; done
 "$python" -m helpers.plot results results --out results/results.png
+"$python" -m helpers.plot whose results/cheetah_vel --out results/whose_data.png
+"$python" -m helpers.plot whose results/walker_params --out results/whose_walkers.png
 "$python" -m helpers.plot curve results/cheetah_vel/macaw-s? --out results/cheetah_vel/curve.png
 OMP_NUM_THREADS=2 "$python" bench.py --json results/bench.json --figure results/growth.png
