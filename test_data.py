@@ -2,6 +2,7 @@
 import copy
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from helpers.run import load, summary
 
 @pytest.mark.parametrize("path", sorted((HERE / "data").glob("*.npz")), ids=lambda p: p.stem)
 def test_shipped_episodes_replay_from_their_seed_and_actions(path):
-    family = path.stem.removesuffix("_others").removesuffix("_strangers")
+    family = re.sub("_(others.*|strangers)", "", path.stem)
     x, meta = dataset.read(path, family)
     assert path.stat().st_size <= 25e6
     tasks = envs.FAMILIES[family].tasks
@@ -191,6 +192,18 @@ def test_lenders_that_do_not_fit_are_refused(tmp_path):
         groups_of_agents(tmp_path, ["third"])
     with pytest.raises(command.BadInput, match="third.npz has 100 transitions of task 0"):
         groups_of_agents(tmp_path, ["second", "third"], inner_batch=60)
+
+
+def test_without_flags_all_agents_that_we_ship_lend_and_with_data_its_own(tmp_path, monkeypatch):
+    assert len(run_of("cheetah_vel").buffers.paths) == 3            # not the strangers
+    monkeypatch.setattr(dataset, "DATA", tmp_path)
+    assert dataset.lenders("a", "", "") == [tmp_path / "a.npz"]
+    for name in ("a_others2", "a_others", "a_strangers", "b_others"):
+        (tmp_path / f"{name}.npz").touch()
+    assert dataset.lenders("a", "", "") == [tmp_path / f"{name}.npz"
+                                            for name in ("a", "a_others", "a_others2")]
+    assert dataset.lenders("a", "mine.npz", "") == ["mine.npz"]
+    assert dataset.lenders("a", "mine.npz", "b.npz,c.npz") == ["b.npz", "c.npz"]
 
 
 def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):

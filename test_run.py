@@ -17,7 +17,7 @@ from PIL import Image
 import envs
 import macaw
 from conftest import HERE, POINT, command_line, config_of, data_file, refused, run_of, step
-from helpers import command, render
+from helpers import command, dataset, render
 from helpers.buffers import Batch, Buffers
 from helpers.run import Run, evaluate, rollout, summary
 

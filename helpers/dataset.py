@@ -39,9 +39,22 @@ COLUMNS = dict(
 )
 
 
+DATA = pathlib.Path(__file__).parent.parent / "data"
+
+
 def default_path(env):
     """Where the behaviour data of a family lies, wherever the program was started."""
-    return pathlib.Path(__file__).parent.parent / f"data/{env}.npz"
+    return DATA / f"{env}.npz"
+
+
+def lenders(env, data, adapt_data):
+    """The files whose agents lend what is adapted to in training: those named, else the data file;
+    where no file is named at all, all that we ship for training."""
+    if adapt_data:
+        return adapt_data.split(",")
+    if data:
+        return [data]
+    return [default_path(env), *sorted(DATA.glob(f"{env}_others*.npz"))]
 
 
 def read(path, env):

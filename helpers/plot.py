@@ -26,7 +26,7 @@ METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT", "focal": "
 SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
             "_late": "; earlier schedule, one inner step, D^ts late in life",
             "_whole": "; earlier schedule, D^ts from whole lives",
-            "_crossed": "; D^tr from independent agents, too",
+            "_aligned": "; both batches from aligned agents",
             "_independent": "; both batches from independent agents"}
 NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
          for name, label in METHODS.items()}    # of run folders, and in the README

@@ -33,7 +33,7 @@ import envs
 from helpers import command, plot, render
 from helpers.buffers import Buffers
 from helpers.command import BadInput, Diverged, flag
-from helpers.dataset import default_path
+from helpers.dataset import default_path, lenders
 
 CHECKPOINT_FORMAT = 2
 EARLY = 0, 10, 30, 100          # steps at which a run is evaluated too, for its first moments
@@ -49,7 +49,7 @@ class RunConfig:
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
     adapt_data: str = flag("", "files, as in a.npz,b.npz, whose agents lend what is adapted to in "
-                               "training; just --data when empty")
+                               "training; when empty --data, or all agents that we ship")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
     resume: bool = flag(False, "go on from the checkpoint in --out")
     evaluate: str = flag("", "a checkpoint to meta-test, without training; --out keeps its summary")
@@ -93,8 +93,9 @@ class Run:
         if self.world > 1 and not method.parallel:
             raise BadInput("this method trains in one process; start it without torchrun")
         learns = not state or config.resume
-        lenders = config.adapt_data.split(",") if config.adapt_data and learns else ()
-        self.buffers = Buffers(config.data or default_path(config.env), config, state, lenders)
+        self.buffers = Buffers(
+            config.data or default_path(config.env), config, state,
+            lenders(config.env, config.data, config.adapt_data) if learns else ())
         sizes = self.buffers.obs_dim, self.buffers.act_dim
         if state:
             check_shapes(state["learner"], method, sizes, config)

@@ -7,21 +7,21 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python}
 export OMP_NUM_THREADS=1
-earlier="--width 100 --inner-batch 256 --policy-lr 0.001 --value-lr 0.001 --steps 4000"
-one_step="$earlier --inner-steps 1 --test-steps 1"
 
 # The command of each run that is missing
 run() {         # family, name of the run, seed
     local env=$1 name=$2 seed=$3 out=results/$1/$2-s$3 program flags variant=${2%_*}
+    local earlier="--data data/$env.npz --width 100 --inner-batch 256 --policy-lr 0.001"
+    earlier="$earlier --value-lr 0.001 --steps 4000"
+    local one_step="$earlier --inner-steps 1 --test-steps 1"
     [ -e $out/summary.json ] && return
     case $name in
         *_one) flags="$one_step --late 0" ;;
         *_late) flags="$one_step --late 0.8" ;;
         *_whole) flags="$earlier --late 0" ;;
-        *_crossed)
-            flags="--adapt-data data/$env.npz,data/${env}_others.npz"
-            [ $name = macaw_crossed ] && [ $env = cheetah_vel ] && flags="$flags --steps 1500" ;;
-        *_independent) flags="--data data/${env}_others.npz" ;;
+        macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
+        *_aligned) flags="--data data/$env.npz" ;;
+        *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
         *) variant=$name flags= ;;
     esac
     case $variant in
@@ -42,10 +42,10 @@ runs() {        # family, seeds, names
 }
 {
     runs cheetah_vel "0 1 2 3 4" macaw meta_bc mt_awr no_advantage no_wt maml_awr focal \
-        {macaw,focal}_crossed {macaw,meta_bc,mt_awr}_independent
-    runs cheetah_vel "0 1 2" pearl smac {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one \
+        {macaw,focal}_aligned {macaw,meta_bc,mt_awr}_independent
+    runs cheetah_vel "0 1 2" {pearl,smac}_aligned {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one \
         {macaw,meta_bc}_late
-    runs walker_params "0 1 2 3 4" macaw macaw_crossed
+    runs walker_params "0 1 2 3 4" macaw
     runs walker_params "0 1 2" meta_bc mt_awr focal pearl smac
     runs ant_dir "0 1 2" macaw meta_bc mt_awr focal pearl {macaw,meta_bc}_whole
     runs cheetah_dir "0 1 2" macaw meta_bc mt_awr focal pearl
@@ -53,7 +53,7 @@ runs() {        # family, seeds, names
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
-    for name in macaw focal {macaw,focal}_crossed {macaw,meta_bc,mt_awr}_independent; do
+    for name in {macaw,focal}{,_aligned} {macaw,meta_bc,mt_awr}_independent; do
         for run in results/$env/$name-s?; do
             [ -e $run/checkpoint.pt ] || continue
             case $name in focal*) program=focal.py ;; *) program=macaw.py ;; esac
@@ -61,6 +61,7 @@ for env in cheetah_vel walker_params; do
                 [ -e $run/$group/summary.json ] && continue
                 file=data/${env}_$group.npz
                 [ $group = aligned ] && file=data/$env.npz
+                [ -e $file ] || continue
                 echo "$program --evaluate $run/checkpoint.pt --data $file --out $run/$group"
             done
         done
@@ -70,6 +71,5 @@ done | xargs -P 2 -L 1 "$python"
 for run in results/*/*-s?; do rm -f "$run"/checkpoint.pt "$run"/curve.png; done
 "$python" -m helpers.plot results results --out results/results.png
 "$python" -m helpers.plot whose results/cheetah_vel --out results/whose_data.png
-"$python" -m helpers.plot whose results/walker_params --out results/whose_walkers.png
 "$python" -m helpers.plot curve results/cheetah_vel/macaw-s? --out results/cheetah_vel/curve.png
 OMP_NUM_THREADS=2 "$python" bench.py --json results/bench.json --figure results/growth.png
