@@ -17,15 +17,15 @@ one or a few gradient steps on 256 of its transitions. Read this file beside the
 What no paper mentions (checkpoints, evaluation, files) is in helpers/. Where a setting comes from:
 [paper], its text; [code], the authors' released program; [us], chosen here on training tasks.
 Where we leave the paper (reasons in docs/deviations.md):
- 1. The behaviour agents of a family live under common random numbers, so their gaits agree from
-    task to task (collect.py). Of all deviations this one moves the numbers most [us].
+ 1. The behaviour agents of D^ts live under common random numbers (ants: are one agent), so gaits
+    agree from task to task (collect.py). Of all deviations this moves the numbers most [us].
  2. At the time limit returns bootstrap with gamma^k V(s_end), but in the inner value loss [code].
  3. Weights use advantages standardised in the batch, the exponent clipped at log 20 [code]; the
     advantage head regresses the advantage as it is.
  4. Inner step sizes, one for each tensor, and lambda are meta-learned [code].
  5. z, M and m of a weight transform adapt, not z alone [code], but M is never copied: see there.
- 6. D^tr and D^ts share no transition, as in the paper (but not in the code), though they do share
-    episodes. Both are spread evenly over the agent's life [us]; the code takes a window for D^tr.
+ 6. D^tr and D^ts share no transition, as in the paper (but not in the code), though they may share
+    episodes. Both are spread evenly over life [us]; the code takes a window of it for D^tr.
  7. Negative actions reach the advantage head; the code clips them at 0, an oversight.
  8. Observations are standardised, returns divided by their standard deviation, both over the
     training tasks [us].
@@ -34,7 +34,7 @@ Where we leave the paper (reasons in docs/deviations.md):
 10. cheetah_vel adapts by three steps, not one; D^ts comes from later life (PRESETS) [us].
 11. Layers of 64, not 100; c = 32, not 100; D^tr of 128 in training, of 256 in testing [us].
 12. D^tr may come from other agents of the task than D^ts (--adapt-data; cheetah_vel's default), so
-    that adaptation cannot copy a gait: it has to read the task [us].
+    that adaptation reads the task, not the gait [us].
 """
 import contextlib
 import dataclasses
@@ -97,9 +97,9 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differentl
 VARIANTS = {                                    # the paper's ablations and baselines (Section 5)
     "macaw": dict(),
     "no_advantage": dict(head_width=0),
-    "no_wt": dict(latent=0),                                        # at equal width
+    "no_wt": dict(latent=0, inner_lr=0.03, weight_decay=0.1),       # at equal width, best settings
     "no_wt_wide": dict(latent=0, width=415),                        # at equal parameter count
-    "maml_awr": dict(latent=0, head_width=0),
+    "maml_awr": dict(latent=0, head_width=0, inner_lr=0.03, weight_decay=0.1),
     "meta_bc": dict(head_width=0, temperature=1e9),                 # all advantage weights are 1
     "mt_awr": dict(multi_task=True, latent=0, head_width=0, inner_steps=0, test_steps=20),  # MT+FT
 }

@@ -10,6 +10,7 @@ import torch
 
 import collect
 import envs
+import helpers.run
 import macaw
 import sac
 from conftest import HERE, command_line, config_of, data_file, refused, run_of, step
@@ -187,23 +188,39 @@ def test_lenders_change_no_statistic_and_no_other_number(tmp_path):
         assert all(map(torch.equal, a, b))
 
 
+def test_integers_of_any_kind_will_do(tmp_path):
+    x = data_file(tmp_path / "a.npz", [40, 3] * 20, [False] * 40, np.repeat([0, 2], 20))
+    _, meta = dataset.read(tmp_path / "a.npz", "point_goal")
+    dataset.write(tmp_path / "b.npz", dict(x, episode_length=x["episode_length"].astype(np.uint8),
+                                           episode_task=x["episode_task"].astype(np.uint64)), meta)
+    a, b = (Buffers(tmp_path / name, config_of(**SIZES)) for name in ("a.npz", "b.npz"))
+    assert torch.equal(a.last, b.last) and torch.equal(a.first, b.first)
+
+
 def test_lenders_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(command.BadInput, match="no file of --adapt-data has task 1"):
         groups_of_agents(tmp_path, ["third"])
     with pytest.raises(command.BadInput, match="third.npz has 100 transitions of task 0"):
         groups_of_agents(tmp_path, ["second", "third"], inner_batch=60)
+    groups_of_agents(tmp_path, ["second", "third"], outer_batch=60)     # which they do not lend
+    with pytest.raises(command.BadInput, match="third.npz has none of the training tasks"):
+        groups_of_agents(tmp_path, ["own", "third"], holdout="0")
+    with pytest.raises(command.BadInput, match="task 2 is a test task"):
+        groups_of_agents(tmp_path, [], holdout="2")
 
 
 def test_without_flags_all_agents_that_we_ship_lend_and_with_data_its_own(tmp_path, monkeypatch):
-    assert len(run_of("cheetah_vel").buffers.paths) == 3            # not the strangers
-    monkeypatch.setattr(dataset, "DATA", tmp_path)
-    assert dataset.lenders("a", "", "") == [tmp_path / "a.npz"]
-    for name in ("a_others2", "a_others", "a_strangers", "b_others"):
-        (tmp_path / f"{name}.npz").touch()
-    assert dataset.lenders("a", "", "") == [tmp_path / f"{name}.npz"
-                                            for name in ("a", "a_others", "a_others2")]
-    assert dataset.lenders("a", "mine.npz", "") == ["mine.npz"]
-    assert dataset.lenders("a", "mine.npz", "b.npz,c.npz") == ["b.npz", "c.npz"]
+    files = dataset.shipped_lenders("cheetah_vel").split(",")
+    assert [file.rpartition("/")[2] for file in files] == [
+        f"cheetah_vel{name}.npz" for name in ("", "_others", "_others2")]      # no strangers
+    assert dataset.shipped_lenders("ant_dir") == ""
+    used = []
+    monkeypatch.setattr(helpers.run, "Run", lambda method, config: used.append(config) or 1 / 0)
+    for given, lenders in ((dict(), ",".join(files)), (dict(data="mine.npz"), ""),
+                           (dict(adapt_data="a.npz"), "a.npz")):
+        with pytest.raises(ZeroDivisionError):
+            helpers.run.go(macaw.MACAW, config_of("cheetah_vel", **given), given)
+        assert used.pop().adapt_data == lenders
 
 
 def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):
@@ -228,8 +245,11 @@ def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):
     refused(command_line("--resume", "--out", out), "second.npz")
     moved = command_line("--resume", "--out", out, "--adapt-data", tmp_path / "moved.npz")
     assert moved.returncode == 0
-    refused(command_line("--resume", "--out", out, "--adapt-data", tmp_path / "own.npz"),
-            "other data")
+    for others in ("own.npz", f"{tmp_path}/moved.npz,{tmp_path}/moved.npz"):
+        refused(command_line("--resume", "--out", out, "--adapt-data",
+                             others.replace("own", f"{tmp_path}/own")), "other data")
+    refused(command_line("--evaluate", out / "checkpoint.pt", "--adapt-data", lender),
+            "--adapt-data")                                             # testing has no lenders
 
 
 # ------------------------------------------------------------------------------------- collection

@@ -51,6 +51,10 @@ def split(path, config, counts, trained):
         train = ids
     if trained:
         train = trained["train"]
+    if wrong := [i for i in family.test if config.holdout and i in test]:
+        raise BadInput(f"task {wrong[0]} is a test task; name training tasks as --holdout")
+    if not train:
+        raise BadInput(f"{path} leaves no task to train on; hold out fewer")
     if not test:
         raise BadInput(f"{path} has none of the test tasks {family.test}; collect them too")
     if config.tasks_per_step > len(train):
@@ -78,7 +82,8 @@ class Buffers:
     """
 
     def __init__(self, path, config, trained=None, lenders=()):
-        lenders, real = lenders or [path], os.path.realpath
+        given, real = lenders, os.path.realpath
+        lenders = given or [path]
         self.paths = list({real(p): p for p in [*lenders, path][::-1]}.values())    # a group each
         groups = [real(p) for p in self.paths]
         self.lenders = torch.tensor([groups.index(real(p)) for p in lenders])
@@ -96,7 +101,7 @@ class Buffers:
         self.count[*owners] = torch.as_tensor(np.bincount(owner, length)).long()
         counts = [{i: n for i, n in enumerate(row) if n} for row in self.count.tolist()]
         self.test, self.train = split(path, config, counts[0], trained)
-        self.check(config, counts, trained)
+        self.check(config, counts, learns=not trained or len(given))
         self.id_dim = len(self.train) if config.multi_task else 0
         self.obs_dim, self.act_dim = x["observations"].shape[1] + self.id_dim, x["actions"].shape[1]
 
@@ -113,10 +118,10 @@ class Buffers:
         else:
             train = ((group == 0) & np.isin(x["episode_task"], self.train))[episode]
             obs = x["observations"][here[train]].astype(np.float64)
+            rewards = x["rewards"][train].astype(np.float64)
             stats = dict(obs_mean=obs.mean(0), obs_std=obs.std(0) + 1e-6,
-                         return_scale=returns[train].std() + 1e-6,
-                         reward_mean=x["rewards"][train].mean(),
-                         reward_std=x["rewards"][train].std() + 1e-6)
+                         return_scale=returns[train].std() + 1e-6, reward_mean=rewards.mean(),
+                         reward_std=rewards.std() + 1e-6)
 
         def tensor(array, dtype=torch.float32):
             return torch.as_tensor(array, dtype=dtype, device=config.device)
@@ -129,14 +134,19 @@ class Buffers:
         self.terminated = tensor(x["terminations"])
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
 
-    def check(self, config, counts, trained):
+    def check(self, config, counts, learns):
         """Raises BadInput where a file has too little for the batches, or no file lends a task."""
         check_counts(self.paths[0], counts[0], self.test, config.test_batch)
-        if trained:
+        if not learns:
             return
-        sizes = config.batch_sizes
-        for path, have in zip(self.paths, counts):
-            check_counts(path, have, set(self.train) & set(have), len(sizes) * max(sizes))
+        *adapt, last = config.batch_sizes
+        check_counts(self.paths[0], counts[0], self.train, (len(adapt) + 1) * last)
+        for group in self.lenders.tolist():
+            path, tasks = self.paths[group], [i for i in self.train if i in counts[group]]
+            if not tasks:
+                raise BadInput(f"{path} has none of the training tasks; leave it out of "
+                               "--adapt-data")
+            check_counts(path, counts[group], tasks, (len(adapt) + 1) * max(adapt))
         lent = self.count[self.lenders].sum(0)
         for i in self.train:
             if not lent[i]:
@@ -144,8 +154,8 @@ class Buffers:
 
     @functools.cached_property
     def fingerprint(self):
-        """Of all its files."""
-        return dataset.fingerprint(self.paths)
+        """Of the data file and of its lenders, in their order."""
+        return dataset.fingerprint([self.paths[0], *(self.paths[k] for k in self.lenders)])
 
     def standardise(self, obs):
         """Observations (N, obs) as the nets see them."""
@@ -178,11 +188,11 @@ class Buffers:
     def sample(self, tasks, sizes, generator, begin=None, known=False):
         """Disjoint batches of these sizes for each task (line 6 of Algorithm 1).
 
-        The last batch comes from the data file's agents; those before it are to adapt to, and come
-        each from the agents of one lender, drawn for each task. The transitions of a life are dealt
-        to as many piles as there are batches, so two batches may share episodes but no transition.
-        Each batch comes from the life after its share of it in `begin`, or from all of it: this is
-        cut into as many equal stretches as the batch has transitions, and gives one of each.
+        The last batch comes from the data file's agents; those before it are to adapt to, and each
+        of their tasks comes from the agents of one lender, drawn at random. Of a life every n-th
+        transition may go to a batch, where n is the number of batches: so batches share no
+        transition. A batch comes from the life after its share of it in `begin`, or from all of
+        it: this is cut into as many equal stretches as the batch has transitions, one from each.
         Multi-task learners are told the tasks where these are `known`.
         """
         piles, batches = len(sizes), []
@@ -212,6 +222,14 @@ class Buffers:
                                    for place in (here, here + 1, last))
         return Batch(obs, self.action[i], self.reward[i], self.reward_seen[i], next_obs,
                      self.terminated[i], self.mc_return[i], self.discount[i], last_obs)
+
+
+def parse_files(text):
+    """Names of files from "a.npz,b.npz"; raises BadInput for an empty one."""
+    files = [name.strip() for name in text.split(",")] if text else []
+    if "" in files:
+        raise BadInput(f"--adapt-data '{text}' has an empty name; write files as in a.npz,b.npz")
+    return files
 
 
 def parse_ids(text, known):

@@ -47,14 +47,11 @@ def default_path(env):
     return DATA / f"{env}.npz"
 
 
-def lenders(env, data, adapt_data):
-    """The files whose agents lend what is adapted to in training: those named, else the data file;
-    where no file is named at all, all that we ship for training."""
-    if adapt_data:
-        return adapt_data.split(",")
-    if data:
-        return [data]
-    return [default_path(env), *sorted(DATA.glob(f"{env}_others*.npz"))]
+def shipped_lenders(env):
+    """The files, as in a.npz,b.npz, of all agents that we ship for training, where a family has
+    several groups of them; else nothing."""
+    others = sorted(DATA.glob(f"{env}_others*.npz"))
+    return ",".join(map(str, [default_path(env), *others])) if others else ""
 
 
 def read(path, env):
@@ -90,7 +87,8 @@ def read(path, env):
               f"has another task {i} than {env} has; collect it anew with this version")
         check(is_number(meta["behavior_final"].get(str(i))),
               f"has no behavior_final of task {i}, what its agent reached at the end; add it")
-    return x, meta
+    return {name: array.astype(np.int64) if name.startswith("episode_") else array
+            for name, array in x.items()}, meta
 
 
 def check_headers(path, check):

@@ -26,6 +26,7 @@ METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT", "focal": "
 SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
             "_late": "; earlier schedule, one inner step, D^ts late in life",
             "_whole": "; earlier schedule, D^ts from whole lives",
+            "_lives": "; both batches from aligned agents, D^ts from whole lives",
             "_aligned": "; both batches from aligned agents",
             "_independent": "; both batches from independent agents"}
 NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
@@ -182,11 +183,14 @@ def judged(folder, path, columns, title):
                        "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
     figure = Figure(figsize=(9, 1.2 + 0.9 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    print(f"| method | seeds | {' | '.join(columns.values())} |\n|---|---|{'---|' * len(columns)}")
+    first, *_, last = columns.values()
+    print(f"| method | seeds | {' | '.join(columns.values())} | {last} - {first} |")
+    print("|---|---|---|" + "---|" * len(columns))
     for y, (label, x) in enumerate(rows.items()):
         cells = [interval(x[:, k]) for k in range(len(columns))]
         print(f"| {label} | {len(x)} | " + " | ".join(
-            f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in cells) + " |")
+            f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in cells)
+              + f" | {signed(x[:, -1] - x[:, 0])} |")             # paired
         for k, ((mean, low, high), column) in enumerate(zip(cells, columns.values())):
             color, height = f"C{k}", y + 0.18 * (k - (len(columns) - 1) / 2)
             axes.plot(x[:, k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)

@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 import envs
 from helpers import command, plot, render
-from helpers.buffers import Buffers
+from helpers.buffers import Buffers, parse_files
 from helpers.command import BadInput, Diverged, flag
-from helpers.dataset import default_path, lenders
+from helpers.dataset import default_path, shipped_lenders
 
 CHECKPOINT_FORMAT = 2
 EARLY = 0, 10, 30, 100          # steps at which a run is evaluated too, for its first moments
@@ -49,7 +49,7 @@ class RunConfig:
     seed: int = flag(0, "of nets and batches", 0)
     data: str = flag("", "behaviour data; data/ENV.npz when empty")
     adapt_data: str = flag("", "files, as in a.npz,b.npz, whose agents lend what is adapted to in "
-                               "training; when empty --data, or all agents that we ship")
+                               "training; when empty --data or, without that, all that we ship")
     out: str = flag("", "run folder; a fresh one under runs/ when empty")
     resume: bool = flag(False, "go on from the checkpoint in --out")
     evaluate: str = flag("", "a checkpoint to meta-test, without training; --out keeps its summary")
@@ -66,8 +66,9 @@ class RunConfig:
 
 
 # What may differ from the settings in a checkpoint: always, and when it is only evaluated
-FREE = {"evaluate", "resume", "out", "data", "adapt_data", "device", "render", "final_draws"}
+FREE = {"evaluate", "resume", "out", "data", "device", "render", "final_draws"}
 FREE_IN_TESTING = {"test_steps", "test_batch"}
+FREE_IN_RESUMING = {"adapt_data"}       # files may have moved; their content is checked
 
 STATE = dict(format=int, config=dict, data=str, train=list, stats=dict, learner=dict, step=int,
              optimizer=dict, generator=torch.Tensor, seconds=float, rows=list,
@@ -93,9 +94,8 @@ class Run:
         if self.world > 1 and not method.parallel:
             raise BadInput("this method trains in one process; start it without torchrun")
         learns = not state or config.resume
-        self.buffers = Buffers(
-            config.data or default_path(config.env), config, state,
-            lenders(config.env, config.data, config.adapt_data) if learns else ())
+        self.buffers = Buffers(config.data or default_path(config.env), config, state,
+                               parse_files(config.adapt_data) if learns else ())
         sizes = self.buffers.obs_dim, self.buffers.act_dim
         if state:
             check_shapes(state["learner"], method, sizes, config)
@@ -323,7 +323,7 @@ def load_checkpoint(path, method, given):
     tensors = [*state["stats"].values(), *state["learner"].values()]
     finite = all(isinstance(x, torch.Tensor) and x.isfinite().all() for x in tensors)
     check(finite, "has numbers that are not finite; train anew with smaller step sizes")
-    free = FREE if given.get("resume") else FREE | FREE_IN_TESTING
+    free = FREE | (FREE_IN_RESUMING if given.get("resume") else FREE_IN_TESTING)
     for name, value in given.items():
         check(name in free or value == config[name], f"was made with --{name.replace('_', '-')} "
               f"{config[name]}; omit the flag or start a new run")
@@ -341,8 +341,8 @@ def check_shapes(parameters, method, sizes, config):
 
 
 def load(method, path, **given):
-    """The run of a checkpoint, ready to adapt or to go on: a learner and its buffers. `given`:
-    settings that differ, among the free ones. Raises BadInput."""
+    """The run of a checkpoint: a learner and its buffers, ready to adapt or (resume=True) to go on.
+    `given`: settings that differ, among the free ones. Raises BadInput."""
     state = load_checkpoint(path, method, given)
     once = dict(resume=False, evaluate="", render="")           # of the command that made it
     config = method.config(**{**state["config"], **once, **given})
@@ -358,8 +358,8 @@ def load(method, path, **given):
 def check_resumable(run, state, path):
     """Raises BadInput where a run that can be evaluated cannot be gone on with."""
     if run.buffers.fingerprint != state["data"]:
-        raise BadInput(f"{path} was trained on other data; give the file that it began with as "
-                       "--data")
+        raise BadInput(f"{path} was trained on other data; give the files that it began with as "
+                       "--data and --adapt-data")
     if run.step and not run.optimizer.state:
         raise BadInput(f"{path} has no optimizer state, so it can be evaluated but not resumed")
     for p, state_of_p in run.optimizer.state.items():
@@ -413,6 +413,8 @@ def go(method, config, given):
     if config.resume:
         run = load(method, f"{config.out}/checkpoint.pt", **given)
     else:
+        if not (config.data or config.adapt_data):
+            config = dataclasses.replace(config, adapt_data=shipped_lenders(config.env))
         run = Run(method, config)
     if run.rank:                                    # the first process evaluates and saves
         method.train(run, run.config.steps)
@@ -428,6 +430,8 @@ def train(run):
     config, folder = run.config, run.folder
     print(f"{config.variant} on {config.env}: {len(run.buffers.train)} training tasks, "
           f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
+    if config.adapt_data:
+        print("what is adapted to in training comes from", config.adapt_data, flush=True)
     with command.stopping(f"go on with --resume --out {folder}"):
         command.save_json(folder / "config.json", dataclasses.asdict(config))
         run.save()                                  # so that a kill at any moment resumes

@@ -11,14 +11,17 @@ export OMP_NUM_THREADS=1
 # The command of each run that is missing
 run() {         # family, name of the run, seed
     local env=$1 name=$2 seed=$3 out=results/$1/$2-s$3 program flags variant=${2%_*}
+    local plain=                            # ordinary layers' settings of those runs
+    case $variant in no_wt | maml_awr) plain="--inner-lr 0.001 --weight-decay 1" ;; esac
     local earlier="--data data/$env.npz --width 100 --inner-batch 256 --policy-lr 0.001"
     earlier="$earlier --value-lr 0.001 --steps 4000"
-    local one_step="$earlier --inner-steps 1 --test-steps 1"
+    local one_step="$earlier --inner-steps 1 --test-steps 1 $plain"
     [ -e $out/summary.json ] && return
     case $name in
         *_one) flags="$one_step --late 0" ;;
         *_late) flags="$one_step --late 0.8" ;;
         *_whole) flags="$earlier --late 0" ;;
+        *_lives) flags="--data data/$env.npz --late 0 --steps 1000 $plain" ;;
         macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
         *_aligned) flags="--data data/$env.npz" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
@@ -41,8 +44,9 @@ runs() {        # family, seeds, names
     done
 }
 {
-    runs cheetah_vel "0 1 2 3 4" macaw meta_bc mt_awr no_advantage no_wt maml_awr focal \
-        {macaw,focal}_aligned {macaw,meta_bc,mt_awr}_independent
+    runs cheetah_vel "0 1 2 3 4" macaw meta_bc mt_awr focal {macaw,focal}_aligned macaw_independent
+    runs cheetah_vel "0 1 2" no_advantage no_wt maml_awr mt_awr_independent
+    runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
     runs cheetah_vel "0 1 2" {pearl,smac}_aligned {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one \
         {macaw,meta_bc}_late
     runs walker_params "0 1 2 3 4" macaw
@@ -53,10 +57,16 @@ runs() {        # family, seeds, names
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
-    for name in {macaw,focal}{,_aligned} {macaw,meta_bc,mt_awr}_independent; do
+    for name in {macaw,focal}{,_aligned} {macaw,mt_awr}_independent; do
         for run in results/$env/$name-s?; do
             [ -e $run/checkpoint.pt ] || continue
             case $name in focal*) program=focal.py ;; *) program=macaw.py ;; esac
+            case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
+                for size in 8 16 64; do
+                    [ -e $run/batch$size/summary.json ] || echo "$program --evaluate" \
+                        "$run/checkpoint.pt --test-batch $size --out $run/batch$size"
+                done ;;
+            esac
             for group in aligned others strangers; do
                 [ -e $run/$group/summary.json ] && continue
                 file=data/${env}_$group.npz
@@ -71,5 +81,6 @@ done | xargs -P 2 -L 1 "$python"
 for run in results/*/*-s?; do rm -f "$run"/checkpoint.pt "$run"/curve.png; done
 "$python" -m helpers.plot results results --out results/results.png
 "$python" -m helpers.plot whose results/cheetah_vel --out results/whose_data.png
+"$python" -m helpers.plot context results/cheetah_vel --out results/context.png
 "$python" -m helpers.plot curve results/cheetah_vel/macaw-s? --out results/cheetah_vel/curve.png
 OMP_NUM_THREADS=2 "$python" bench.py --json results/bench.json --figure results/growth.png
