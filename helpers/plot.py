@@ -27,6 +27,7 @@ SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
             "_late": "; earlier schedule, one inner step, D^ts late in life",
             "_whole": "; earlier schedule, D^ts from whole lives",
             "_lives": "; both batches from aligned agents, D^ts from whole lives",
+            "_two": "; D^tr from two groups of agents",
             "_aligned": "; both batches from aligned agents",
             "_independent": "; both batches from independent agents"}
 NAMES = {name + setting: label + words for setting, words in SETTINGS.items()

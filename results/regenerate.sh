@@ -24,6 +24,7 @@ run() {         # family, name of the run, seed
         *_lives) flags="--data data/$env.npz --late 0 --steps 1000 $plain" ;;
         macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
         *_aligned) flags="--data data/$env.npz" ;;
+        *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
         *) variant=$name flags= ;;
     esac
@@ -45,7 +46,7 @@ runs() {        # family, seeds, names
 }
 {
     runs cheetah_vel "0 1 2 3 4" macaw meta_bc mt_awr focal {macaw,focal}_aligned macaw_independent
-    runs cheetah_vel "0 1 2" no_advantage no_wt maml_awr mt_awr_independent
+    runs cheetah_vel "0 1 2" macaw_two no_advantage no_wt maml_awr mt_awr_independent
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
     runs cheetah_vel "0 1 2" {pearl,smac}_aligned {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one \
         {macaw,meta_bc}_late
@@ -57,7 +58,7 @@ runs() {        # family, seeds, names
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
-    for name in {macaw,focal}{,_aligned} {macaw,mt_awr}_independent; do
+    for name in {macaw,focal}{,_aligned} macaw_two {macaw,mt_awr}_independent; do
         for run in results/$env/$name-s?; do
             [ -e $run/checkpoint.pt ] || continue
             case $name in focal*) program=focal.py ;; *) program=macaw.py ;; esac
