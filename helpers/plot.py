@@ -149,8 +149,8 @@ def results(folder, path):
             print(f"| {family.name} | {label} | {len(runs)} | {numbers(runs, 'before').mean():.1f} "
                   f"| {mean:.1f} [{low:.1f}, {high:.1f}] | {signed(gain)} | {lead} | "
                   f"{runs[0]['behavior_mean']:.1f} | {runs[0]['behavior_final']:.1f} |")
-            axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
             if name in COLORS:
+                axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
                 band(axes, [read(f, "metrics.csv") for f in folders], COLORS[name], label)
         axes.set(title=family.name, xlabel="training steps")
         axes.set_xscale("symlog", linthresh=10)
