@@ -139,7 +139,7 @@ class Buffers:
         check_counts(self.paths[0], counts[0], self.test, config.test_batch)
         if not learns:
             return
-        *adapt, last = config.batch_sizes
+        *adapt, last = config.batch_sizes                   # as in `sample`
         check_counts(self.paths[0], counts[0], self.train, (len(adapt) + 1) * last)
         for group in self.lenders.tolist():
             path, tasks = self.paths[group], [i for i in self.train if i in counts[group]]
@@ -216,7 +216,7 @@ class Buffers:
         return self.lenders[torch.multinomial(lends.float(), 1, generator=generator)[:, 0]]
 
     def transitions(self, i, tasks=()):
-        """The batch of the transitions with these numbers (N, B) in the file."""
+        """The batch of the transitions with these numbers (N, B), counted through all files."""
         here, last = self.here[i], self.last[i]
         obs, next_obs, last_obs = (self.with_id(self.obs[place], tasks)
                                    for place in (here, here + 1, last))
