@@ -245,9 +245,8 @@ def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):
     refused(command_line("--resume", "--out", out), "second.npz")
     moved = command_line("--resume", "--out", out, "--adapt-data", tmp_path / "moved.npz")
     assert moved.returncode == 0
-    for others in ("own.npz", f"{tmp_path}/moved.npz,{tmp_path}/moved.npz"):
-        refused(command_line("--resume", "--out", out, "--adapt-data",
-                             others.replace("own", f"{tmp_path}/own")), "other data")
+    for others in (tmp_path / "own.npz", f"{tmp_path}/moved.npz,{tmp_path}/moved.npz"):
+        refused(command_line("--resume", "--out", out, "--adapt-data", others), "other data")
     refused(command_line("--evaluate", out / "checkpoint.pt", "--adapt-data", lender),
             "--adapt-data")                                             # testing has no lenders
 

@@ -45,13 +45,14 @@ def split(path, config, counts, trained):
     """Ids of test and training tasks, from the number of each task's transitions. Only a family
     whose tasks are all test tasks (cheetah_dir) trains on them. Raises BadInput."""
     family, ids = envs.FAMILIES[config.env], list(counts)
-    test = parse_ids(config.holdout, ids) or [i for i in family.test if i in ids]
+    held_out = parse_ids(config.holdout, ids)
+    test = held_out or [i for i in family.test if i in ids]
     train = [i for i in ids if i not in test and i not in family.test]
-    if len(family.test) == len(family.tasks) and not config.holdout:
+    if len(family.test) == len(family.tasks) and not held_out:
         train = ids
     if trained:
         train = trained["train"]
-    if wrong := [i for i in family.test if config.holdout and i in test]:
+    if wrong := [i for i in family.test if i in held_out]:
         raise BadInput(f"task {wrong[0]} is a test task; name training tasks as --holdout")
     if not train:
         raise BadInput(f"{path} leaves no task to train on; hold out fewer")
@@ -82,11 +83,9 @@ class Buffers:
     """
 
     def __init__(self, path, config, trained=None, lenders=()):
-        given, real = lenders, os.path.realpath
-        lenders = given or [path]
-        self.paths = list({real(p): p for p in [*lenders, path][::-1]}.values())    # a group each
-        groups = [real(p) for p in self.paths]
-        self.lenders = torch.tensor([groups.index(real(p)) for p in lenders])
+        groups = {os.path.realpath(p): p for p in [path, *lenders]}         # each file once
+        self.paths, real = list(groups.values()), list(groups)
+        self.lenders = torch.tensor([real.index(os.path.realpath(p)) for p in lenders or [path]])
         files, metas = zip(*(dataset.read(p, config.env) for p in self.paths))
         x = {name: np.concatenate([file[name] for file in files])
              for name in dataset.COLUMNS if name != "metadata"}
@@ -101,7 +100,7 @@ class Buffers:
         self.count[*owners] = torch.as_tensor(np.bincount(owner, length)).long()
         counts = [{i: n for i, n in enumerate(row) if n} for row in self.count.tolist()]
         self.test, self.train = split(path, config, counts[0], trained)
-        self.check(config, counts, learns=not trained or len(given))
+        self.check(config, counts, learns=not trained or len(lenders))
         self.id_dim = len(self.train) if config.multi_task else 0
         self.obs_dim, self.act_dim = x["observations"].shape[1] + self.id_dim, x["actions"].shape[1]
 

@@ -114,9 +114,14 @@ def interval(x):
     return x.mean(), *np.quantile(means, (0.025, 0.975))
 
 
+def as_text(mean, low, high, sign=""):
+    """What `interval` gives, for a table; sign="+" for differences."""
+    return f"{mean:{sign}.1f} [{low:.1f}, {high:.1f}]"
+
+
 def signed(difference):
     """A difference's mean and interval, as text."""
-    return "{:+.1f} [{:.1f}, {:.1f}]".format(*interval(difference))
+    return as_text(*interval(difference), sign="+")
 
 
 def results(folder, path):
@@ -145,9 +150,8 @@ def results(folder, path):
             rivals = [read(f.parent, "summary.json") for f in sorted(rival)][:len(runs)]
             if variant != "macaw" and len(rivals) == len(runs):
                 lead = signed(numbers(rivals, "after") - after)
-            mean, low, high = interval(after)
             print(f"| {family.name} | {label} | {len(runs)} | {numbers(runs, 'before').mean():.1f} "
-                  f"| {mean:.1f} [{low:.1f}, {high:.1f}] | {signed(gain)} | {lead} | "
+                  f"| {as_text(*interval(after))} | {signed(gain)} | {lead} | "
                   f"{runs[0]['behavior_mean']:.1f} | {runs[0]['behavior_final']:.1f} |")
             if name in COLORS:
                 axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
@@ -189,9 +193,8 @@ def judged(folder, path, columns, title):
     print("|---|---|---|" + "---|" * len(columns))
     for y, (label, x) in enumerate(rows.items()):
         cells = [interval(x[:, k]) for k in range(len(columns))]
-        print(f"| {label} | {len(x)} | " + " | ".join(
-            f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in cells)
-              + f" | {signed(x[:, -1] - x[:, 0])} |")             # paired
+        print(f"| {label} | {len(x)} |", *(f"{as_text(*cell)} |" for cell in cells),
+              f"{signed(x[:, -1] - x[:, 0])} |")                  # paired
         for k, ((mean, low, high), column) in enumerate(zip(cells, columns.values())):
             color, height = f"C{k}", y + 0.18 * (k - (len(columns) - 1) / 2)
             axes.plot(x[:, k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)

@@ -65,7 +65,8 @@ class RunConfig:
     multi_task = False      # a flag only of a method whose learner may be told the task's id
 
 
-# What may differ from the settings in a checkpoint: always, and when it is only evaluated
+# What may differ from the settings in a checkpoint: always, when it is only evaluated, and when its
+# run goes on
 FREE = {"evaluate", "resume", "out", "data", "device", "render", "final_draws"}
 FREE_IN_TESTING = {"test_steps", "test_batch"}
 FREE_IN_RESUMING = {"adapt_data"}       # files may have moved; their content is checked
