@@ -37,7 +37,7 @@ from helpers.dataset import default_path, shipped_lenders
 
 CHECKPOINT_FORMAT = 2
 EARLY = 0, 10, 30, 100          # steps at which a run is evaluated too, for its first moments
-EVAL_DRAWS = 2                  # adaptation batches of each task in an evaluation on the way
+EVAL_DRAWS = 2                  # batches of each task in an evaluation on the way, not at the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,7 @@ class Run:
         self.optimizer = self.learner.optimizer()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.seconds, self.rows, self.losses = 0, 0.0, [], []
+        self.returns = None                     # those of the last step, once it is evaluated
         self.notes = {}                         # more for the summary, by name
         if state:
             self.learner.load_state_dict(state["learner"])
@@ -146,9 +147,13 @@ class Run:
         done = self.rows and self.rows[-1]["step"] == step      # a run that was killed just after
         if not self.folder or not due or done:
             return
-        before, after = (x.mean() for x in evaluate(self, EVAL_DRAWS))
-        self.check_finite(after, "return after adaptation")
         self.seconds = time.time() - start
+        if step == config.steps:
+            returns = self.returns = evaluate(self, config.final_draws)
+        else:
+            returns = evaluate(self, EVAL_DRAWS)
+        before, after = (x.mean() for x in returns)
+        self.check_finite(after, "return after adaptation")
         losses = {name: float(np.mean([x[name] for x in self.losses]))
                   for name in (self.losses[0] if self.losses else ())}
         self.losses = []
@@ -244,7 +249,7 @@ def evaluate(run, draws):
 def summary(run):
     """What `summary.json` holds: returns on the held-out tasks at the last checkpoint."""
     config, buffers = run.config, run.buffers
-    before, after = evaluate(run, config.final_draws)
+    before, after = run.returns or evaluate(run, config.final_draws)
     tasks = [dict(id=i, before=float(b), after=float(a), behavior_final=buffers.behavior_final[i],
                   behavior_mean=buffers.behavior_mean[i])
              for i, b, a in zip(buffers.test, before, after)]
