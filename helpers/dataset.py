@@ -206,6 +206,15 @@ def lives(replay, episodes, ids, keep):
                 episode_seed=seed, episode_length=length)
 
 
+def part(x, chosen):
+    """A file's arrays with the chosen ones (bool each) of its episodes."""
+    length = x["episode_length"]
+    transitions, states = np.repeat(chosen, length), np.repeat(chosen, length + 1)
+    return {name: array[chosen if name.startswith("episode_") else
+                        states if name == "observations" else transitions]
+            for name, array in x.items()}
+
+
 def join(paths, env, keep):
     """One file's arrays and metadata from several: of each task the agent that ended best, about
     `keep` transitions of its life."""
@@ -219,8 +228,5 @@ def join(paths, env, keep):
             joined[name][i] = meta[name][i]
         length, mine = x["episode_length"], x["episode_task"] == int(i)
         mine[mine] = evenly(length[mine], keep)
-        transitions, states = np.repeat(mine, length), np.repeat(mine, length + 1)
-        parts.append({name: array[mine if name.startswith("episode_") else
-                                  states if name == "observations" else transitions]
-                      for name, array in x.items() if name != "metadata"})
+        parts.append(part(x, mine))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, joined

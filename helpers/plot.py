@@ -5,6 +5,7 @@
     python -m helpers.plot results results --out results.png        # every family; prints a table
     python -m helpers.plot whose results/cheetah_vel --out whose.png    # adapted to whose data
     python -m helpers.plot context results/cheetah_vel --out context.png    # and to how many
+    python -m helpers.plot online results --out online.png          # fine-tuning after adaptation
 """
 import argparse
 import csv
@@ -15,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a notebook's alone
 
 import envs
+from helpers import dataset
 from helpers.command import BadInput, check_writable, one_sentence
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73", "focal": "#CC79A7",
@@ -208,6 +210,55 @@ def judged(folder, path, columns, title):
     figure.savefig(path, dpi=150)
 
 
+STARTS = {"adapted": "adapted (MACAW)", "unadapted": "not adapted", "random": "random weights",
+          "authors": "adapted, authors' recipe"}
+
+
+def online(folder, path):
+    """Return over environment steps of fine-tuning, a panel a family, from each start, beside the
+    agents that made the data. Prints the table, with each point's change since step 0, paired."""
+    families = sorted({f.parent.parent for f in pathlib.Path(folder).glob("*/online-s*/*.json")})
+    if not families:
+        raise BadInput(f"{folder} holds no FAMILY/online-sSEED/summary.json; name such a folder")
+    figure = Figure(figsize=(4.2 * len(families), 4), layout="constrained")
+    panels = figure.subplots(1, len(families), squeeze=False)[0]
+    for axes, family in zip(panels, families):
+        runs = [json.loads(f.read_text()) for f in sorted(family.glob("online-s*/summary.json"))]
+        steps = runs[0]["online_steps"]
+        print(f"| {family.name} ({len(runs)} seeds) | {' | '.join(map(str, steps))} | "
+              f"{steps[-1]} - 0 |\n|{'---|' * (len(steps) + 2)}")
+        for k, (start, label) in enumerate(STARTS.items()):
+            x = np.array([run[f"{start}_tasks"] for run in runs])       # (seeds, tasks, marks)
+            cells = [interval(x[..., m]) for m in range(len(steps))]
+            print(f"| {label} | {' | '.join(as_text(*cell) for cell in cells)} | "
+                  f"{signed(x[..., -1] - x[..., 0])} |")
+            mean = [cell[0] for cell in cells]
+            axes.plot(steps, mean, "o-", color=f"C{k}", label=label)
+            seeds = x.mean(1)                                           # (seeds, marks)
+            axes.fill_between(steps, seeds.min(0), seeds.max(0), color=f"C{k}", alpha=0.2)
+        axes.plot(*life(family.name), ":", color="black", label="the data's agents, from birth")
+        axes.set(title=family.name, xlabel="environment steps of a task")
+    panels[0].set(ylabel="return on held-out tasks")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=150)
+
+
+def life(env, pieces=20):
+    """Environment steps and mean return of the test tasks' agents over their lives, which the data
+    file holds an evenly spaced part of."""
+    x, meta = dataset.read(dataset.default_path(env), env)
+    family = envs.FAMILIES[env]
+    returns = np.add.reduceat(x["rewards"], np.cumsum(x["episode_length"]) - x["episode_length"])
+    curves = []
+    for i in family.test:
+        mine = x["episode_task"] == i
+        lived = np.cumsum(x["episode_length"][mine])
+        piece = np.ceil(pieces * lived / lived[-1]).astype(int) - 1
+        curves.append([returns[mine][piece == k].mean() for k in range(pieces)])
+        steps = meta["collector"][str(i)]["steps"]
+    return (np.arange(pieces) + 0.5) / pieces * steps, np.mean(curves, 0)
+
+
 def band(axes, tables, color, label):
     """Mean and range of `after` over runs, at the steps at which all of them were evaluated."""
     x = sorted(set.intersection(*(set(table["step"]) for table in tables)))
@@ -236,7 +287,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    parser.add_argument("kind", choices=("curve", "tasks", "results", "whose", "context"))
+    parser.add_argument("kind", choices=("curve", "tasks", "results", "whose", "context",
+                                         "online"))
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
@@ -256,6 +308,8 @@ def main():
                 judged(first, out, WHOSE, "adapted to the transitions of")
             case "context":
                 judged(first, out, CONTEXT, "adapted to so many transitions")
+            case "online":
+                online(first, out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,160 @@
+"""Online fine-tuning, and the files of the other experiments."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import envs
+import experiments
+import macaw
+from conftest import POINT, command_line, refused, run_of
+from helpers import dataset
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint that adapts a little."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    result = command_line("--env", "point_goal", "--steps", 60, "--eval-every", 60,
+                          "--final-draws", 2, "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out / "checkpoint.pt"
+
+
+@pytest.mark.parametrize("td_lambda", [0.0, 0.95, 1.0])
+def test_targets_equal_a_loop_over_each_episode(td_lambda):
+    """Episodes of several lengths; one terminates, the others end by time."""
+    torch.manual_seed(0)
+    gamma, horizon, lengths = 0.9, 6, [[6, 3], [2, 6]]
+    lived = experiments.Lived(tasks=2, episodes=3, horizon=horizon, obs_dim=2, act_dim=1)
+    lived.obs.normal_()
+    lived.reward.normal_()
+    lived.length[:, :2], lived.episodes = torch.tensor(lengths), 2
+    lived.terminated[0, 1, 2] = 1
+
+    def V(obs):
+        return obs.sum(-1)
+    target = lived.targets(V, gamma, td_lambda)
+    for i in range(2):
+        for e in range(2):
+            obs, reward = lived.obs[i, e], lived.reward[i, e]
+            R = V(obs)[lengths[i][e]] * (1 - lived.terminated[i, e, lengths[i][e] - 1])
+            for t in reversed(range(lengths[i][e])):
+                last = t == lengths[i][e] - 1
+                R = reward[t] + gamma * (R if last else (1 - td_lambda) * V(obs)[t + 1]
+                                         + td_lambda * R)
+                assert torch.isclose(target[i, e, t], R, atol=1e-5)
+
+
+def test_only_what_was_lived_is_learned_from():
+    run = run_of()
+    D, = run.buffers.sample([2, 7], [16], torch.Generator().manual_seed(0))
+    lived = experiments.Lived(tasks=2, episodes=2, horizon=4, obs_dim=2, act_dim=2)
+    lived.obs.fill_(torch.nan)
+    lived.obs[:, 0, :4] = 0.0
+    lived.length[:, 0], lived.episodes = torch.tensor([3, 2]), 1
+    _, V = experiments.nets(run.learner, D, "adapted")
+    (obs, _, _), there = lived.pool(D, V, run.config, 0.95)
+    assert there[:, :16].all() and there[:, 16:].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    assert obs.shape[1] == there.shape[1] and obs[there.bool()].isfinite().all()
+
+
+def test_starts_are_what_they_say():
+    run = run_of(inner_lr=0.1)
+    D, = run.buffers.sample([2, 7], [64], torch.Generator().manual_seed(0))
+    obs = D.obs[:, :5]
+    start = {name: experiments.nets(run.learner, D, name)[0](obs) for name in experiments.STARTS}
+    assert torch.equal(start["adapted"], run.learner.policies(D)(obs))
+    assert torch.equal(start["unadapted"], run.learner.policies(D, adapted=False)(obs))
+    assert torch.equal(start["adapted"], start["authors"])
+    assert not torch.allclose(start["adapted"], start["unadapted"], atol=1e-3)
+    assert not torch.allclose(start["random"], start["unadapted"], atol=1e-1)
+
+
+def test_an_episode_is_kept_as_it_was_lived():
+    run = run_of()
+    tasks, horizon = [2, 7], envs.FAMILIES["point_goal"].horizon
+    D, = run.buffers.sample(tasks, [16], torch.Generator().manual_seed(0))
+    pi, _ = experiments.nets(run.learner, D, "adapted")
+    lived = experiments.Lived(2, 1, horizon, 2, 2)
+    with experiments.environments_of("point_goal", tasks) as environments:
+        noise = 0.5 * torch.randn(2, horizon, 2)
+        lived.play(run, pi, environments, [5, 5], noise)
+        obs, _ = environments[1].reset(seed=5)
+        for t in range(horizon):
+            assert torch.allclose(lived.obs[1, 0, t], run.buffers.standardise(obs))
+            with torch.no_grad():
+                mean = pi(lived.obs[:, :1, t])[1, 0]
+            assert torch.allclose(lived.action[1, 0, t], (mean + noise[1, t]).clamp(-1, 1),
+                                  atol=1e-6)
+            obs, reward, *_ = environments[1].step(lived.action[1, 0, t].numpy())
+            assert np.isclose(lived.reward[1, 0, t] * run.buffers.stats["return_scale"], reward)
+    assert lived.length.tolist() == [[horizon], [horizon]]
+
+
+def test_fine_tuning_learns_and_is_not_done_twice(trained, tmp_path):
+    line = ["online", "--checkpoint", trained, "--steps", 1000, "--out", tmp_path / "online"]
+    result = command_line(*line, program="experiments.py")
+    assert result.returncode == 0, result.stderr
+    file = tmp_path / "online" / "summary.json"
+    summary = json.loads(file.read_text())
+    assert summary["online_steps"] == [0, 1000]
+    for name in ("online", "unadapted", "random", "authors"):
+        assert len(summary[f"{name}_returns"]) == 2
+    assert np.shape(summary["random_tasks"]) == (4, 2)
+    assert summary["random_returns"][1] > summary["random_returns"][0] + 5      # it learns
+    before = file.read_bytes()
+    again = command_line(*line, program="experiments.py")                       # all is there
+    assert again.returncode == 0 and file.read_bytes() == before
+    refused(command_line(*line[:4], 2000, *line[5:], program="experiments.py"), "give another")
+
+
+def test_thirds_divide_lives(tmp_path):
+    result = command_line("thirds", "--env", "point_goal", "--out", f"{tmp_path}/",
+                          program="experiments.py")
+    assert result.returncode == 0, result.stderr
+    whole, _ = dataset.read(POINT, "point_goal")
+    parts = [dataset.read(tmp_path / f"{name}.npz", "point_goal")[0]
+             for name in ("first", "middle", "last")]
+    for i in range(20):
+        number = [part["episode_number"][part["episode_task"] == i] for part in parts]
+        assert np.array_equal(np.concatenate(number),
+                              whole["episode_number"][whole["episode_task"] == i])
+        lived = [part["episode_length"][part["episode_task"] == i].sum() for part in parts]
+        assert max(lived) - min(lived) <= 40
+    assert sum(len(part["rewards"]) for part in parts) == len(whole["rewards"])
+
+
+def test_few_keeps_the_test_tasks(tmp_path):
+    result = command_line("few", "--env", "point_goal", "--tasks", 3, "--out", f"{tmp_path}/",
+                          program="experiments.py")
+    assert result.returncode == 0, result.stderr
+    x, _ = dataset.read(tmp_path / "few3.npz", "point_goal")
+    ids = set(x["episode_task"].tolist())
+    assert ids >= {2, 7, 12, 17} and len(ids) == 7
+    run = run_of(data=str(tmp_path / "few3.npz"), tasks_per_step=3)
+    assert len(run.buffers.train) == 3 and run.buffers.test == [2, 7, 12, 17]
+
+
+@pytest.mark.parametrize("line, word", [
+    (["online", "--checkpoint", "no.pt", "--out", "x"], "not there"),
+    (["online", "--out", "x"], "--checkpoint"),
+    (["online", "--checkpoint", "README.md", "--out", "x"], "damaged"),
+    (["few", "--tasks", "0", "--out", "x"], "from 1"),
+    (["few", "--tasks", "99", "--out", "x"], "from 1"),
+    (["few", "--env", "cheetah", "--out", "x"], "invalid choice"),
+    (["thirds", "--out", "nowhere/"], "refuses nowhere"),
+    (["dance"], "invalid choice"),
+    ([], "required"),
+])
+def test_bad_input_is_one_sentence(line, word):
+    refused(command_line(*line, program="experiments.py"), word)
+
+
+def test_a_multi_task_net_is_refused(tmp_path):
+    run = run_of(**macaw.VARIANTS["mt_awr"])
+    run.folder = tmp_path
+    run.save()
+    refused(command_line("online", "--checkpoint", tmp_path / "checkpoint.pt", "--out",
+                         tmp_path / "x", program="experiments.py"), "multi-task")
