@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-import envs
 import experiments
+import focal
 import macaw
 from conftest import POINT, command_line, refused, run_of
 from helpers import dataset
+from helpers.lived import Lived, draw, take
+from helpers.run import Run, environments_of
 
 
 @pytest.fixture(scope="module")
@@ -22,23 +24,30 @@ def trained(tmp_path_factory):
     return out / "checkpoint.pt"
 
 
+def lived_of(tasks, episodes, horizon, batch=4):
+    """Of point_goal's first tasks, with an offline batch, nothing lived yet."""
+    run = run_of()
+    D, = run.buffers.sample([2, 7][:tasks], [batch], torch.Generator().manual_seed(0))
+    return Lived(D, run.buffers, episodes, horizon), run
+
+
 @pytest.mark.parametrize("td_lambda", [0.0, 0.95, 1.0])
 def test_targets_equal_a_loop_over_each_episode(td_lambda):
     """Episodes of several lengths; one terminates, the others end by time."""
     torch.manual_seed(0)
     gamma, horizon, lengths = 0.9, 6, [[6, 3], [2, 6]]
-    lived = experiments.Lived(tasks=2, episodes=3, horizon=horizon, obs_dim=2, act_dim=1)
+    lived, run = lived_of(2, episodes=3, horizon=horizon)
     lived.obs.normal_()
-    lived.reward.normal_()
+    lived.reward_seen.normal_()
     lived.length[:, :2], lived.episodes = torch.tensor(lengths), 2
     lived.terminated[0, 1, 2] = 1
 
     def V(obs):
         return obs.sum(-1)
-    target = lived.targets(V, gamma, td_lambda)
+    target = lived.td_lambda(V, gamma, td_lambda).view(2, 2, horizon)
     for i in range(2):
         for e in range(2):
-            obs, reward = lived.obs[i, e], lived.reward[i, e]
+            obs, reward = lived.obs[i, e], run.buffers.scale_reward(lived.reward_seen[i, e])
             R = V(obs)[lengths[i][e]] * (1 - lived.terminated[i, e, lengths[i][e] - 1])
             for t in reversed(range(lengths[i][e])):
                 last = t == lengths[i][e] - 1
@@ -48,16 +57,19 @@ def test_targets_equal_a_loop_over_each_episode(td_lambda):
 
 
 def test_only_what_was_lived_is_learned_from():
-    run = run_of()
-    D, = run.buffers.sample([2, 7], [16], torch.Generator().manual_seed(0))
-    lived = experiments.Lived(tasks=2, episodes=2, horizon=4, obs_dim=2, act_dim=2)
+    lived, run = lived_of(2, episodes=2, horizon=4, batch=16)
     lived.obs.fill_(torch.nan)
     lived.obs[:, 0, :4] = 0.0
     lived.length[:, 0], lived.episodes = torch.tensor([3, 2]), 1
-    _, V = experiments.nets(run.learner, D, "adapted")
-    (obs, _, _), there = lived.pool(D, V, run.config, 0.95)
+    everything, there = lived.everything()
     assert there[:, :16].all() and there[:, 16:].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
-    assert obs.shape[1] == there.shape[1] and obs[there.bool()].isfinite().all()
+    assert torch.equal(everything.obs[:, :16], lived.D.obs)
+    batch = take(everything, draw(there, 1000))
+    assert batch.obs.isfinite().all() and batch.next_obs.isfinite().all()
+    assert batch.mc_return.isnan().any()                # online steps have none: nobody may read it
+    fresh = experiments.Macaw(run, lived.D, "adapted")
+    fresh.update(lived)
+    assert all(p.isfinite().all() for p in fresh.policy.parameters())
 
 
 def test_starts_are_what_they_say():
@@ -73,24 +85,39 @@ def test_starts_are_what_they_say():
 
 
 def test_an_episode_is_kept_as_it_was_lived():
-    run = run_of()
-    tasks, horizon = [2, 7], envs.FAMILIES["point_goal"].horizon
-    D, = run.buffers.sample(tasks, [16], torch.Generator().manual_seed(0))
-    pi, _ = experiments.nets(run.learner, D, "adapted")
-    lived = experiments.Lived(2, 1, horizon, 2, 2)
-    with experiments.environments_of("point_goal", tasks) as environments:
-        noise = 0.5 * torch.randn(2, horizon, 2)
-        lived.play(run, pi, environments, [5, 5], noise)
+    lived, run = lived_of(2, episodes=1, horizon=40)
+    policy = experiments.Macaw(run, lived.D, "adapted").policy
+    with environments_of("point_goal", [2, 7]) as environments:
+        noise = 0.5 * torch.randn(2, 40, 2)
+        lived.play(policy, environments, [5, 5], noise)
         obs, _ = environments[1].reset(seed=5)
-        for t in range(horizon):
+        for t in range(40):
             assert torch.allclose(lived.obs[1, 0, t], run.buffers.standardise(obs))
             with torch.no_grad():
-                mean = pi(lived.obs[:, :1, t])[1, 0]
+                mean = policy(lived.obs[:, :1, t])[1, 0]
             assert torch.allclose(lived.action[1, 0, t], (mean + noise[1, t]).clamp(-1, 1),
                                   atol=1e-6)
             obs, reward, *_ = environments[1].step(lived.action[1, 0, t].numpy())
-            assert np.isclose(lived.reward[1, 0, t] * run.buffers.stats["return_scale"], reward)
-    assert lived.length.tolist() == [[horizon], [horizon]]
+            assert torch.isclose(lived.reward_seen[1, 0, t],
+                                 run.buffers.standardise_reward(torch.tensor(reward)).float())
+    assert lived.length.tolist() == [[40], [40]]
+
+
+def test_pearl_goes_on_with_all_that_was_lived():
+    """Its nets change, and its code: it reads the new transitions, too."""
+    torch.manual_seed(0)
+    config = focal.Config(env="point_goal", **{**focal.PRESETS["point_goal"],
+                                               **focal.VARIANTS["pearl"], "variant": "pearl"})
+    run = Run(focal.FOCAL, config)
+    D, = run.buffers.sample([2, 7], [16], torch.Generator().manual_seed(0))
+    lived, learner = Lived(D, run.buffers, 1, 40), experiments.Context(run, D, "adapted")
+    assert torch.equal(learner.z, run.learner.encode(D))
+    before = [p.clone() for p in run.learner.actor.parameters()]
+    with environments_of("point_goal", [2, 7]) as environments:
+        lived.play(learner.policy, environments, [5, 5], torch.randn(2, 40, 2))
+    learner.update(lived)
+    assert all(not torch.equal(a, b) for a, b in zip(before, run.learner.actor.parameters()))
+    assert not torch.allclose(learner.z, run.learner.encode(D), atol=1e-4)
 
 
 def test_fine_tuning_learns_and_is_not_done_twice(trained, tmp_path):
