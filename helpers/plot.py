@@ -31,7 +31,10 @@ SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
             "_lives": "; both batches from aligned agents, D^ts from whole lives",
             "_two": "; D^tr from two groups of agents",
             "_aligned": "; both batches from aligned agents",
-            "_independent": "; both batches from independent agents"}
+            "_independent": "; both batches from independent agents",
+            "_first": "; adapted to the first third of lives",
+            "_middle": "; adapted to the middle third of lives",
+            "_last": "; adapted to the last third of lives"}
 NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
          for name, label in METHODS.items()}    # of run folders, and in the README
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes every number of docs/results.md and docs/whose_data.md anew, in results/ (what is there
-# already is kept), with one thread a run, two at a time: about six hours on two cores, half of them
+# Makes every number of docs/results.md, whose_data.md and reproduction.md anew, in results/ (what
+# is there already is kept), with one thread a run, two at a time: about eight hours, three of them
 # for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
 # Usage: results/regenerate.sh [python]
 set -euo pipefail
@@ -50,10 +50,12 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
     runs cheetah_vel "0 1 2" {pearl,smac}_aligned {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one \
         {macaw,meta_bc}_late
-    runs walker_params "0 1 2 3 4" macaw
-    runs walker_params "0 1 2" meta_bc mt_awr focal pearl smac
-    runs ant_dir "0 1 2" macaw meta_bc mt_awr focal pearl {macaw,meta_bc}_whole
-    runs cheetah_dir "0 1 2" macaw meta_bc mt_awr focal pearl
+    for env in walker_params ant_dir cheetah_dir; do
+        runs $env "0 1 2 3 4 5 6 7 8 9" macaw meta_bc mt_awr
+        runs $env "0 1 2" focal pearl
+    done
+    runs walker_params "0 1 2" smac
+    runs ant_dir "0 1 2" {macaw,meta_bc}_whole
 } | xargs -P 2 -L 1 "$python"
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
@@ -79,9 +81,40 @@ for env in cheetah_vel walker_params; do
     done
 done | xargs -P 2 -L 1 "$python"
 
+# Other data to adapt to (Figure 5, left): trained in runs/, judged on the same third of lives
+[ -e runs/last.npz ] || { mkdir -p runs && "$python" experiments.py thirds --out runs/; }
+for third in first middle last; do
+    for variant in macaw no_advantage; do
+        for seed in 0 1 2; do
+            run=${variant}_$third-s$seed
+            [ -e results/cheetah_vel/$run/summary.json ] && continue
+            [ -e runs/$run/summary.json ] || echo "macaw.py --env cheetah_vel --variant $variant" \
+                "--seed $seed --data data/cheetah_vel.npz --adapt-data runs/$third.npz --late 0.67" \
+                "--steps 1000 --out runs/$run"
+        done
+    done
+done | xargs -r -P 2 -L 1 "$python"
+for third in first middle last; do
+    for run in runs/{macaw,no_advantage}_$third-s?; do
+        out=results/cheetah_vel/${run#runs/}
+        [ -e $out/summary.json ] || [ ! -e $run/checkpoint.pt ] || \
+            echo "macaw.py --evaluate $run/checkpoint.pt --data runs/$third.npz --out $out"
+    done
+done | xargs -r -P 2 -L 1 "$python"
+
+# Online fine-tuning (Table 1), while the checkpoints are there
+for env in cheetah_vel walker_params ant_dir; do
+    for seed in 0 1 2; do
+        checkpoint=results/$env/macaw-s$seed/checkpoint.pt
+        [ ! -e $checkpoint ] || [ -e results/$env/online-s$seed/summary.json ] || \
+            echo "experiments.py online --checkpoint $checkpoint --out results/$env/online-s$seed"
+    done
+done | xargs -r -P 2 -L 1 "$python"
+
 for run in results/*/*-s?; do rm -f "$run"/checkpoint.pt "$run"/curve.png; done
 "$python" -m helpers.plot results results --out results/results.png
 "$python" -m helpers.plot whose results/cheetah_vel --out results/whose_data.png
 "$python" -m helpers.plot context results/cheetah_vel --out results/context.png
+"$python" -m helpers.plot online results --out results/online.png
 "$python" -m helpers.plot curve results/cheetah_vel/macaw-s? --out results/cheetah_vel/curve.png
 OMP_NUM_THREADS=2 "$python" bench.py --json results/bench.json --figure results/growth.png

@@ -1,0 +1,160 @@
+"""docs/adapt.html: how each method adapts to each of the 40 goal speeds of cheetah_vel.
+
+    python notebooks/page.py --out docs/adapt.html                  # about a minute
+    python notebooks/page.py runs/a/checkpoint.pt --tasks 7,23 --out a.html
+
+A page by itself: page.html beside this file with one JSON object put into it. Each method runs one
+episode of each task before adaptation, one after adaptation to 256 transitions of the aligned
+agents, and on the test tasks one after adaptation to the strangers' transitions. All begin alike.
+Speeds, films and transitions are 16-bit thousandths (of m/s, m, rad or reward) in base64.
+"""
+import argparse
+import base64
+import json
+import pathlib
+import sys
+
+import mujoco
+import numpy as np
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import envs
+import focal
+import macaw
+import smac
+from helpers import dataset, plot
+from helpers.buffers import parse_ids
+from helpers.command import BadInput, check_writable, load_tensors, one_sentence, replacing
+from helpers.run import environments_of, load, rollout
+
+HERE = pathlib.Path(__file__).resolve().parent
+ENV, PLACE = "cheetah_vel", "/*DATA*/"          # the family, and the data's place in the template
+WHOSE = {"aligned": dataset.default_path(ENV),
+         "strangers": str(pathlib.Path(dataset.default_path(ENV)).with_name(
+             f"{ENV}_strangers.npz"))}
+METHODS = macaw.MACAW, focal.FOCAL, smac.SMAC
+FILM = slice(99, 140)                           # steps of an episode that the page plays
+SPEED = 8                                       # place of the torso's speed in an observation
+
+
+def open_run(path, **given):
+    """Name of a checkpoint's method, and its run."""
+    if not pathlib.Path(path).exists():
+        raise BadInput(f"{path} is not there; name a checkpoint that is")
+    state = load_tensors(path)
+    config = state.get("config") if isinstance(state, dict) else None
+    name = config.get("variant") if isinstance(config, dict) else None
+    for method in METHODS:
+        if name in method.variants and config.get("env") == ENV:
+            return name, load(method, path, **given)
+    raise BadInput(f"{path} is no checkpoint of a method on {ENV}; name one")
+
+
+def packed(x):
+    """An array as base64 of little-endian 16-bit thousandths, each below 32.768 in size."""
+    return base64.b64encode(np.round(1000 * np.asarray(x)).astype("<i2").tobytes()).decode()
+
+
+def episodes(run, D, tasks, adapted):
+    """Returns, speeds (N, steps) and films (N, frames, 9) of an episode of each task; a frame is
+    MuJoCo's qpos: x since the film's begin, height, pitch and six joints' angles."""
+    poses = [[] for _ in tasks]
+    with environments_of(ENV, tasks) as environments:
+        data = [env.unwrapped.data for env in environments]
+        dt = environments[0].unwrapped.dt
+        total = rollout(run.learner.policies(D, adapted), environments, tasks, run.buffers,
+                        record=lambda k, *_: poses[k].append(data[k].qpos.copy()))
+    poses = np.array(poses)                                             # (N, steps, 9)
+    x = np.concatenate([poses[:, :1, 0], poses[..., 0]], 1)             # the first step's is lost
+    film = poses[:, FILM].copy()
+    film[..., 0] -= film[:, :1, 0]
+    film[..., 2] -= 2 * np.pi * np.round(film[:, :1, 2] / (2 * np.pi))
+    return dict(returns=np.round(total, 1).tolist(), speed=packed(np.diff(x) / dt),
+                film=packed(film))
+
+
+def transitions(run, D):
+    """Speed and reward (N, B, 2) of a batch. The speed is the mean of that before a step and after
+    it, for the reward pays for the way made in between."""
+    stats = run.buffers.stats
+    speed = ((D.obs + D.next_obs) / 2)[..., SPEED] * stats["obs_std"][SPEED] \
+        + stats["obs_mean"][SPEED]
+    reward = D.reward_seen * stats["reward_std"] + stats["reward_mean"]
+    return torch.stack([speed, reward], -1).numpy()
+
+
+def skeleton(model):
+    """The robot's bodies, torso first: parent, place in it (x, z), and the axes of its capsules as
+    x, z, x, z of their ends. Body k turns by qpos[2 + k] about y."""
+    bodies = []
+    for body in range(1, model.nbody):
+        bones = []
+        for geom in np.flatnonzero(model.geom_bodyid == body):
+            turn = np.zeros(9)
+            mujoco.mju_quat2Mat(turn, model.geom_quat[geom])
+            half = turn.reshape(3, 3)[:, 2] * model.geom_size[geom, 1]
+            ends = model.geom_pos[geom] - half, model.geom_pos[geom] + half
+            bones.append(np.round([ends[0][[0, 2]], ends[1][[0, 2]]], 4).ravel().tolist())
+        bodies.append(dict(parent=int(model.body_parentid[body]) - 1,
+                           at=model.body_pos[body][[0, 2]].tolist(), bones=bones))
+    return bodies
+
+
+def content(paths, tasks):
+    """All that the page shows."""
+    family = envs.FAMILIES[ENV]
+    whose = dict(aligned=tasks, strangers=[i for i in tasks if i in family.test])
+    whose = {group: ids for group, ids in whose.items() if ids}
+    methods, batches, agents = {}, {}, {}
+    for path in paths:
+        for group, ids in whose.items():
+            name, run = open_run(path, data=WHOSE[group])
+            D, = run.buffers.sample(ids, [256], torch.Generator().manual_seed(0))
+            if group == "aligned":
+                methods[name] = dict(label=plot.METHODS[name], color=plot.COLORS.get(name, "gray"),
+                                     before=episodes(run, D, ids, adapted=False))
+            methods[name][group] = episodes(run, D, ids, adapted=True)
+            batches[group] = packed(transitions(run, D))        # every method has the same
+            agents[group] = [round(run.buffers.behavior_final[i], 1) for i in ids]
+            print(f"{name} adapted to {group}: mean return "
+                  f"{np.mean(methods[name][group]['returns']):.1f}", flush=True)
+    with environments_of(ENV, [0]) as (env,):
+        world, dt = env.unwrapped.model, env.unwrapped.dt
+        width = float(world.geom_size[1, 0])                            # radius of the capsules
+        bodies = skeleton(world)
+    return dict(goals=[family.tasks[i]["velocity"] for i in tasks], tasks=tasks,
+                test=[i for i in tasks if i in family.test], trained=len(run.buffers.train),
+                dt=dt, horizon=family.horizon, film=FILM.start + 1, frames=FILM.stop - FILM.start,
+                batch=256, radius=width, bodies=bodies, whose=whose, agents=agents,
+                batches=batches, methods=methods)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser.add_argument("checkpoints", nargs="*", help="one of each method; notebooks/checkpoints/"
+                                                       "*.pt when none is named")
+    parser.add_argument("--tasks", default="", help="ids, as in 7,23; all 40 when empty")
+    parser.add_argument("--out", required=True)
+    arguments = parser.parse_args()
+    with one_sentence(lambda code, sentence: parser.exit(code, f"{parser.prog}: {sentence}\n")):
+        check_writable(arguments.out)
+        order = list(plot.METHODS)
+        shipped = sorted((HERE / "checkpoints").glob("*.pt"), key=lambda path: (
+            order.index(path.stem) if path.stem in order else len(order), path))
+        known = range(len(envs.FAMILIES[ENV].tasks))
+        tasks = sorted(parse_ids(arguments.tasks, known)) or list(known)
+        paths = arguments.checkpoints or shipped
+        if not paths:
+            raise BadInput(f"{HERE / 'checkpoints'} holds no checkpoint; name one")
+        shown = content(paths, tasks)
+        template = (HERE / "page.html").read_text()
+        with replacing(arguments.out) as file:
+            file.write(template.replace(PLACE, json.dumps(shown, separators=(",", ":"))).encode())
+
+
+if __name__ == "__main__":
+    main()
