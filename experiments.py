@@ -22,7 +22,6 @@ commands make such files, and `results/regenerate.sh` shows what is done with th
     python experiments.py thirds --env cheetah_vel --out runs/          # Figure 5, left
     python experiments.py few --env cheetah_vel --tasks 5 --out runs/   # Figure 5, right
 """
-import argparse
 import copy
 import dataclasses
 import json
@@ -37,7 +36,7 @@ import focal
 import macaw
 from helpers import command, dataset
 from helpers.command import BadInput
-from helpers.lived import Lived, draw, take
+from helpers.lived import Lived, draw, rows, take
 from helpers.run import environments_of, load, rollout
 
 # Shapes: N tasks, B transitions in a batch, P in all, H steps of an episode.
@@ -96,11 +95,13 @@ class Macaw:
                        lived.td_lambda(V, config.gamma, recipe.td_lambda)], 1)      # (N, P)
         for _ in range(recipe.value_updates):
             i = draw(there, recipe.batch)
-            descend(self.value_adam, macaw.value_loss(R.gather(1, i) - V(take(everything, i).obs)))
+            obs = rows(everything.obs, i)
+            descend(self.value_adam, macaw.value_loss(R.gather(1, i) - V(obs)))
         for _ in range(recipe.policy_updates):
             i = draw(there, recipe.batch)
             B = take(everything, i)
-            advantage = R.gather(1, i) - V(B.obs)
+            with torch.no_grad():
+                advantage = R.gather(1, i) - V(B.obs)
             descend(self.policy_adam, macaw.policy_loss(self.policy, B, advantage, self.settings))
 
 
@@ -131,21 +132,21 @@ METHODS = {"macaw": (macaw.MACAW, Macaw, tuple(STARTS)), "focal": (focal.FOCAL, 
                                                                     ("adapted",))}
 
 
-def fine_tune(run, learner, D, recipe, steps, seed):
+def fine_tune(run, learner, D, marks):
     """Returns (marks, N): mean of EVAL_EPISODES deterministic episodes of each task after so many
     environment steps. An episode that ends early counts as a whole one."""
-    buffers, horizon = run.buffers, envs.FAMILIES[run.config.env].horizon
-    marks = [mark for mark in MARKS if mark <= steps]
+    config, buffers, recipe = run.config, run.buffers, learner.recipe
+    horizon = envs.FAMILIES[config.env].horizon
     lived, curve = Lived(D, buffers, marks[-1] // horizon, horizon), []
     each = [i for i in buffers.test for _ in range(EVAL_EPISODES)]
-    with (environments_of(run.config.env, buffers.test) as environments,
-          environments_of(run.config.env, each) as many):
+    with (environments_of(config.env, buffers.test) as environments,
+          environments_of(config.env, each) as many):
         for episode in tqdm(range(marks[-1] // horizon + 1), unit="round", disable=None):
             if episode * horizon in marks:
                 curve.append(evaluate(learner.policy, many, buffers))
             if episode * horizon < marks[-1]:
                 noise = recipe.noise * torch.randn(len(D.obs), horizon, buffers.act_dim)
-                seeds = [10_000 * (1 + seed) + episode] * len(D.obs)
+                seeds = [10_000 * (1 + config.seed) + episode] * len(D.obs)
                 lived.play(learner.policy, environments, seeds, noise)
                 if episode >= recipe.burn_in:
                     learner.update(lived)
@@ -174,8 +175,9 @@ def online(arguments):
     config, file = run.config, folder / "summary.json"
     if config.multi_task:
         raise BadInput(f"{arguments.checkpoint} is a multi-task net's; give one of MACAW's")
+    marks = [mark for mark in MARKS if mark <= arguments.steps]
     settings = dict(env=config.env, variant="online", seed=config.seed, of=config.variant,
-                    online_steps=[mark for mark in MARKS if mark <= arguments.steps])
+                    online_steps=marks)
     folder.mkdir(parents=True, exist_ok=True)
     result = json.loads(file.read_text()) if file.exists() else {}
     if any(result.get(name, x) != x for name, x in settings.items()):
@@ -188,8 +190,7 @@ def online(arguments):
             name = "online_returns" if start == "adapted" else f"{start}_returns"
             if name not in result:
                 torch.manual_seed(config.seed)
-                curve = fine_tune(run, learner(run, D, start), D, STARTS[start], arguments.steps,
-                                  config.seed)                                      # (marks, N)
+                curve = fine_tune(run, learner(run, D, start), D, marks)            # (marks, N)
                 result |= {name: curve.mean(1).tolist(), f"{start}_tasks": curve.T.tolist()}
                 command.save_json(file, result)
             print(f"{start:10}", *(f"{x:8.1f}" for x in result[name]))
@@ -221,8 +222,7 @@ def few(arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, dest="command")
     parsers = {function: commands.add_parser(function.__name__, help=function.__doc__)
                for function in (online, thirds, few)}
@@ -232,16 +232,11 @@ def main():
     for function in (thirds, few):
         parsers[function].add_argument("--env", choices=envs.FAMILIES, default="cheetah_vel")
     parsers[few].add_argument("--tasks", type=int, required=True)
-
-    def leave(code, sentence):
-        parser.exit(code, f"{parser.prog}: {sentence}\n")
-    parser.error = lambda message: leave(2, message)
     for function, one in parsers.items():
         one.add_argument("--out", required=True)
         one.set_defaults(function=function)
-        one.error = parser.error
     arguments = parser.parse_args()
-    with command.one_sentence(leave):
+    with command.one_sentence(parser.leave):
         arguments.function(arguments)
 
 

@@ -24,10 +24,10 @@ def trained(tmp_path_factory):
     return out / "checkpoint.pt"
 
 
-def lived_of(tasks, episodes, horizon, batch=4):
-    """Of point_goal's first tasks, with an offline batch, nothing lived yet."""
+def lived_of(episodes, horizon, batch=4):
+    """Of two tasks of point_goal, with an offline batch each, nothing lived yet; and the run."""
     run = run_of()
-    D, = run.buffers.sample([2, 7][:tasks], [batch], torch.Generator().manual_seed(0))
+    D, = run.buffers.sample([2, 7], [batch], torch.Generator().manual_seed(0))
     return Lived(D, run.buffers, episodes, horizon), run
 
 
@@ -36,7 +36,7 @@ def test_targets_equal_a_loop_over_each_episode(td_lambda):
     """Episodes of several lengths; one terminates, the others end by time."""
     torch.manual_seed(0)
     gamma, horizon, lengths = 0.9, 6, [[6, 3], [2, 6]]
-    lived, run = lived_of(2, episodes=3, horizon=horizon)
+    lived, run = lived_of(episodes=3, horizon=horizon)
     lived.obs.normal_()
     lived.reward_seen.normal_()
     lived.length[:, :2], lived.episodes = torch.tensor(lengths), 2
@@ -57,7 +57,7 @@ def test_targets_equal_a_loop_over_each_episode(td_lambda):
 
 
 def test_only_what_was_lived_is_learned_from():
-    lived, run = lived_of(2, episodes=2, horizon=4, batch=16)
+    lived, run = lived_of(episodes=2, horizon=4, batch=16)
     lived.obs.fill_(torch.nan)
     lived.obs[:, 0, :4] = 0.0
     lived.length[:, 0], lived.episodes = torch.tensor([3, 2]), 1
@@ -85,7 +85,7 @@ def test_starts_are_what_they_say():
 
 
 def test_an_episode_is_kept_as_it_was_lived():
-    lived, run = lived_of(2, episodes=1, horizon=40)
+    lived, run = lived_of(episodes=1, horizon=40)
     policy = experiments.Macaw(run, lived.D, "adapted").policy
     with environments_of("point_goal", [2, 7]) as environments:
         noise = 0.5 * torch.randn(2, 40, 2)

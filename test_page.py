@@ -3,15 +3,13 @@ import base64
 import html.parser
 import json
 import re
-import subprocess
-import sys
 
 import mujoco
 import numpy as np
 import pytest
 
 import envs
-from conftest import HERE
+from conftest import HERE, command_line, refused
 
 CLOSED = {"meta", "input"}                      # tags that have no end
 
@@ -51,10 +49,9 @@ def shipped():
 def made(tmp_path_factory):
     """A page of two methods and two tasks, one held out."""
     out = tmp_path_factory.mktemp("page") / "a.html"
-    result = subprocess.run(
-        [sys.executable, HERE / "notebooks/page.py", *(HERE / f"notebooks/checkpoints/{name}.pt"
-         for name in ("macaw", "focal")), "--tasks", "23,30", "--out", out],
-        text=True, capture_output=True)
+    checkpoints = [HERE / f"notebooks/checkpoints/{name}.pt" for name in ("macaw", "focal")]
+    result = command_line(*checkpoints, "--tasks", "23,30", "--out", out,
+                          program="notebooks/page.py")
     assert result.returncode == 0, result.stderr
     return out.read_text()
 
@@ -119,6 +116,5 @@ def test_the_stick_figure_is_the_robot_of_the_simulation(made):
 
 
 def test_another_file_is_refused(tmp_path):
-    result = subprocess.run([sys.executable, HERE / "notebooks/page.py", HERE / "README.md",
-                             "--out", tmp_path / "a.html"], text=True, capture_output=True)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    refused(command_line(HERE / "README.md", "--out", tmp_path / "a.html",
+                         program="notebooks/page.py"))

@@ -50,17 +50,25 @@ def check_settings(config_class, settings, presets):
                            f"{', '.join(presets[field.name])}")
 
 
+class Parser(argparse.ArgumentParser):
+    """Shows a docstring as it is written; says what is wrong in one sentence, with exit code 2."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def leave(self, code, sentence):
+        self.exit(code, f"{self.prog}: {sentence}\n" if rank() == 0 else None)
+
+    def error(self, message):
+        self.leave(2, message)
+
+
 def command_line(main, config_class, presets, doc):
     """Run main(config, given). Precedence: default, preset of the family, variant, command line.
 
     Exit codes: 0; 1 diverged; 2 bad input, or what the system refuses; 130 Ctrl-C; 143 SIGTERM.
     """
-    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def leave(code, sentence):
-        parser.exit(code, f"{parser.prog}: {sentence}\n" if rank() == 0 else None)
-    parser.error = lambda message: leave(2, message)
+    parser = Parser(description=doc, allow_abbrev=False)
     fields = dataclasses.fields(config_class)
     for field in fields:
         kind = (dict(action=argparse.BooleanOptionalAction) if field.type is bool
@@ -68,7 +76,7 @@ def command_line(main, config_class, presets, doc):
         parser.add_argument("--" + field.name.replace("_", "-"), default=None,
                             help=f"{field.metadata['help']} ({field.default})", **kind)
     given = {k: v for k, v in vars(parser.parse_args()).items() if v is not None}
-    with one_sentence(leave):
+    with one_sentence(parser.leave):
         check_settings(config_class, given, presets)
         settings = {}
         for name, table in presets.items():

@@ -71,6 +71,11 @@ def draw(there, size):
     return torch.multinomial(there, size, replacement=True)
 
 
+def rows(x, i):
+    """Of a column (N, P, ...), what has these numbers (N, B)."""
+    return x[torch.arange(len(i))[:, None], i]
+
+
 def take(batch, i):
     """The transitions with these numbers (N, B) of a batch (N, P, ...)."""
-    return Batch(*(x[torch.arange(len(i))[:, None], i] for x in batch))
+    return Batch(*(rows(x, i) for x in batch))

@@ -7,7 +7,6 @@
     python -m helpers.plot context results/cheetah_vel --out context.png    # and to how many
     python -m helpers.plot online results --out online.png          # fine-tuning after adaptation
 """
-import argparse
 import csv
 import json
 import pathlib
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a n
 
 import envs
 from helpers import dataset
-from helpers.command import BadInput, check_writable, one_sentence
+from helpers.command import BadInput, Parser, check_writable, one_sentence
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73", "focal": "#CC79A7",
           "pearl": "#D55E00", "smac": "#56B4E9"}                # Okabe and Ito
@@ -287,15 +286,13 @@ def growth(sizes, times, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser = Parser(description=__doc__)
     parser.add_argument("kind", choices=("curve", "tasks", "results", "whose", "context",
                                          "online"))
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    with one_sentence(lambda code, sentence: parser.exit(code, f"{parser.prog}: {sentence}\n")):
+    with one_sentence(parser.leave):
         check_writable(arguments.out)
         if pathlib.Path(arguments.out).suffix not in (".png", ".pdf", ".svg"):
             raise BadInput(f"{arguments.out} is no picture; end it with .png, .pdf or .svg")

@@ -2,11 +2,9 @@
 
     python -m helpers.slim runs/cheetah_vel-focal-s0/checkpoint.pt notebooks/focal.pt
 """
-import argparse
-
 import torch
 
-from helpers.command import BadInput, check_writable, load_tensors, one_sentence, replacing
+from helpers.command import BadInput, Parser, check_writable, load_tensors, one_sentence, replacing
 
 NEVER_READ = "lived."       # in testing: what SMAC's policies lived in training
 
@@ -26,13 +24,11 @@ def slim(state):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("out")
     arguments = parser.parse_args()
-    with one_sentence(lambda code, sentence: parser.exit(code, f"{parser.prog}: {sentence}\n")):
+    with one_sentence(parser.leave):
         check_writable(arguments.out)
         state = load_tensors(arguments.checkpoint)
         if not isinstance(state, dict) or not {"learner", "optimizer"} <= set(state):

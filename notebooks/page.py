@@ -8,7 +8,6 @@ episode of each task before adaptation, one after adaptation to 256 transitions 
 agents, and on the test tasks one after adaptation to the strangers' transitions. All begin alike.
 Speeds, films and transitions are 16-bit thousandths (of m/s, m, rad or reward) in base64.
 """
-import argparse
 import base64
 import json
 import pathlib
@@ -26,14 +25,12 @@ import macaw
 import smac
 from helpers import dataset, plot
 from helpers.buffers import parse_ids
-from helpers.command import BadInput, check_writable, load_tensors, one_sentence, replacing
+from helpers.command import BadInput, Parser, check_writable, load_tensors, one_sentence, replacing
 from helpers.run import environments_of, load, rollout
 
 HERE = pathlib.Path(__file__).resolve().parent
 ENV, PLACE = "cheetah_vel", "/*DATA*/"          # the family, and the data's place in the template
-WHOSE = {"aligned": dataset.default_path(ENV),
-         "strangers": str(pathlib.Path(dataset.default_path(ENV)).with_name(
-             f"{ENV}_strangers.npz"))}
+WHOSE = {"aligned": dataset.default_path(ENV), "strangers": dataset.DATA / f"{ENV}_strangers.npz"}
 METHODS = macaw.MACAW, focal.FOCAL, smac.SMAC
 FILM = slice(99, 140)                           # steps of an episode that the page plays
 SPEED = 8                                       # place of the torso's speed in an observation
@@ -132,15 +129,13 @@ def content(paths, tasks):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoints", nargs="*", help="one of each method; notebooks/checkpoints/"
                                                        "*.pt when none is named")
     parser.add_argument("--tasks", default="", help="ids, as in 7,23; all 40 when empty")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    with one_sentence(lambda code, sentence: parser.exit(code, f"{parser.prog}: {sentence}\n")):
+    with one_sentence(parser.leave):
         check_writable(arguments.out)
         order = list(plot.METHODS)
         shipped = sorted((HERE / "checkpoints").glob("*.pt"), key=lambda path: (

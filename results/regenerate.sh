@@ -26,6 +26,11 @@ run() {         # family, name of the run, seed
         *_aligned) flags="--data data/$env.npz" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
+        *_first | *_middle | *_last)        # what is kept is the judgement on that third, below
+            [ -e runs/last.npz ] || { mkdir -p runs && "$python" experiments.py thirds --out runs/; }
+            out=runs/$name-s$seed flags="--data data/$env.npz --adapt-data runs/${name##*_}.npz"
+            flags="$flags --late 0.67 --steps 1000"
+            [ -e $out/summary.json ] && return ;;
         *) variant=$name flags= ;;
     esac
     case $variant in
@@ -54,6 +59,7 @@ runs() {        # family, seeds, names
         runs $env "0 1 2 3 4 5 6 7 8 9" macaw meta_bc mt_awr
         runs $env "0 1 2" focal pearl
     done
+    runs cheetah_vel "0 1 2" {macaw,no_advantage}_{first,middle,last}
     runs walker_params "0 1 2" smac
     runs ant_dir "0 1 2" {macaw,meta_bc}_whole
 } | xargs -P 2 -L 1 "$python"
@@ -81,23 +87,12 @@ for env in cheetah_vel walker_params; do
     done
 done | xargs -P 2 -L 1 "$python"
 
-# Other data to adapt to (Figure 5, left): trained in runs/, judged on the same third of lives
-[ -e runs/last.npz ] || { mkdir -p runs && "$python" experiments.py thirds --out runs/; }
-for third in first middle last; do
-    for variant in macaw no_advantage; do
-        for seed in 0 1 2; do
-            run=${variant}_$third-s$seed
-            [ -e results/cheetah_vel/$run/summary.json ] && continue
-            [ -e runs/$run/summary.json ] || echo "macaw.py --env cheetah_vel --variant $variant" \
-                "--seed $seed --data data/cheetah_vel.npz --adapt-data runs/$third.npz --late 0.67" \
-                "--steps 1000 --out runs/$run"
-        done
-    done
-done | xargs -r -P 2 -L 1 "$python"
+# Adapted to a third of lives each (Figure 5, left)
 for third in first middle last; do
     for run in runs/{macaw,no_advantage}_$third-s?; do
+        [ -e $run/checkpoint.pt ] || continue
         out=results/cheetah_vel/${run#runs/}
-        [ -e $out/summary.json ] || [ ! -e $run/checkpoint.pt ] || \
+        [ -e $out/summary.json ] || \
             echo "macaw.py --evaluate $run/checkpoint.pt --data runs/$third.npz --out $out"
     done
 done | xargs -r -P 2 -L 1 "$python"
