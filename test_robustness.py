@@ -21,7 +21,7 @@ import bench
 import collect
 import macaw
 from conftest import HERE, POINT, run_of
-from helpers import command, dataset, plot, run
+from helpers import command, dataset, evidence, plot, run
 from helpers.command import BadInput
 
 PROGRAMS = {
@@ -30,6 +30,7 @@ PROGRAMS = {
                                             dict(env=collect.PRESETS), collect.__doc__),
     "bench": lambda: command.command_line(bench.main, bench.Config, {}, bench.__doc__),
     "plot": plot.main,
+    "evidence": evidence.main,
 }
 
 
@@ -104,7 +105,8 @@ FLAGS = [
     ("bench", "--seconds nan"), ("bench", "--seconds 0"), ("bench", "--json missing/x.json"),
     ("bench", "--figure missing/x.png"), ("bench", "--device abacus"),
     ("plot", "curve missing --out x.png"), ("plot", "curve taken --out x.png"),
-    ("plot", "results taken --out x.png"), ("plot", "results missing --out x.png"),
+    *(("evidence", f"{kind} taken --out x.png") for kind in evidence.KINDS),
+    ("evidence", "results missing --out x.png"), ("evidence", "scores taken --out x"),
     ("plot", "poster taken --out x.png"), ("plot", "curve taken"), ("plot", "curve taken --out x"),
     ("plot", "curve taken --out missing/x.png"), ("plot", "curve --out x.png"),
 ]

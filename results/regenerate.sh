@@ -107,9 +107,9 @@ for env in cheetah_vel walker_params ant_dir; do
 done | xargs -r -P 2 -L 1 "$python"
 
 for run in results/*/*-s?; do rm -f "$run"/checkpoint.pt "$run"/curve.png; done
-"$python" -m helpers.plot results results --out results/results.png
-"$python" -m helpers.plot whose results/cheetah_vel --out results/whose_data.png
-"$python" -m helpers.plot context results/cheetah_vel --out results/context.png
-"$python" -m helpers.plot online results --out results/online.png
+"$python" -m helpers.evidence results results --out results/results.png
+"$python" -m helpers.evidence whose results/cheetah_vel --out results/whose_data.png
+"$python" -m helpers.evidence context results/cheetah_vel --out results/context.png
+"$python" -m helpers.evidence online results --out results/online.png
 "$python" -m helpers.plot curve results/cheetah_vel/macaw-s? --out results/cheetah_vel/curve.png
 OMP_NUM_THREADS=2 "$python" bench.py --json results/bench.json --figure results/growth.png

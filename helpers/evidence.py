@@ -1,0 +1,431 @@
+"""What the docs quote: tables and figures over many runs, with 95% bootstrap intervals.
+
+    python -m helpers.evidence results results --out results.png        # every method and setting
+    python -m helpers.evidence scores results --out scores.png          # families put together
+    python -m helpers.evidence rotation results --out rotation.png      # other held-out tasks
+    python -m helpers.evidence few results/cheetah_vel --out few.png    # few training tasks
+    python -m helpers.evidence whose results/cheetah_vel --out whose.png    # adapted to whose data
+    python -m helpers.evidence context results/cheetah_vel --out context.png    # and to how many
+    python -m helpers.evidence own results --out own.png                # to their own exploration
+    python -m helpers.evidence online results --out online.png          # fine-tuning online
+
+Each prints its table. An interval is over seeds and tasks; over seeds alone where the tasks tested
+are all that there are (cheetah_dir). Differences are paired: the same task and the same seed.
+"""
+import json
+import pathlib
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import envs
+from helpers import dataset
+from helpers.command import BadInput, Parser, one_sentence
+from helpers.plot import COLORS, METHODS, check_picture, numbers, read
+
+SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
+            "_late": "; earlier schedule, one inner step, D^ts late in life",
+            "_whole": "; earlier schedule, D^ts from whole lives",
+            "_lives": "; both batches from aligned agents, D^ts from whole lives",
+            "_two": "; D^tr from two groups of agents",
+            "_aligned": "; both batches from aligned agents",
+            "_independent": "; both batches from independent agents",
+            "_first": "; adapted to the first third of lives",
+            "_middle": "; adapted to the middle third of lives",
+            "_last": "; adapted to the last third of lives",
+            "_random": "; adapted to a random policy's transitions"}
+FAMILIES = "cheetah_vel", "cheetah_dir", "ant_dir", "walker_params"
+WALKERS_AND_ANTS = 1, 9, 18, 27, 36, 45
+CHOSEN_ON = dict(cheetah_vel=(3, 5, 9, 12, 13, 20, 28, 33, 35), walker_params=WALKERS_AND_ANTS,
+                 ant_dir=WALKERS_AND_ANTS)      # training tasks that settings were chosen on
+NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
+         for name, label in METHODS.items()}    # of run folders
+
+
+# ---------------------------------------------------------------------------------------- intervals
+def vary(env):
+    """Whether a family's test tasks stand for others: not where they are all that there are."""
+    family = envs.FAMILIES[env]
+    return len(family.test) < len(family.tasks)
+
+
+def resampled(x, tasks, random):
+    """x (seeds, tasks, ...) with seeds, and `tasks` too, drawn anew with replacement."""
+    seeds = random.integers(len(x), size=(len(x), 1))
+    return x[seeds, random.integers(x.shape[1], size=(1, x.shape[1])) if tasks else
+             np.arange(x.shape[1])[None]]
+
+
+def interval(x, tasks=True):
+    """Mean of x (seeds, tasks), and its 95% bootstrap interval over seeds and, if so, tasks."""
+    random = np.random.default_rng(0)
+    means = [resampled(x, tasks, random).mean() for _ in range(2000)]
+    return x.mean(), *np.quantile(means, (0.025, 0.975))
+
+
+def as_text(mean, low, high, sign="", digits=1):
+    """What `interval` gives, for a table; sign="+" for differences."""
+    return f"{mean:{sign}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def signed(difference, tasks=True):
+    """A difference's mean and interval, as text."""
+    return as_text(*interval(difference, tasks), sign="+")
+
+
+def families_of(folder, name):
+    """Folders of the families that have runs of this name, a pattern; raises BadInput."""
+    found = sorted({f.parent.parent for f in pathlib.Path(folder).glob(f"*/{name}/summary.json")})
+    if not found:
+        raise BadInput(f"{folder} holds no FAMILY/{name}/summary.json; name such a folder")
+    return found
+
+
+def runs_of(family, name):
+    """Summaries of a family's runs of this name, sorted by seed."""
+    runs = [read(f.parent, "summary.json")
+            for f in pathlib.Path(family).glob(f"{name}-s*/summary.json")]
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def paired(runs, others):
+    """Those of two methods' runs whose seed both have, as returns (seeds, tasks, 2)."""
+    both = {run["seed"] for run in runs} & {run["seed"] for run in others}
+    return np.stack([numbers([run for run in some if run["seed"] in both], "after")
+                     for some in (runs, others)], -1)
+
+
+# -------------------------------------------------------------------------------------- all results
+def results(folder, path):
+    """A panel a family with the mean over seeds and the range of MACAW and the baselines; prints
+    the table of docs/results.md, with the ablations too."""
+    families = families_of(folder, "*-s*")
+    count = (len(families) + 1) // 2                                            # of rows
+    figure = Figure(figsize=(9, 3.2 * count + 0.6), layout="constrained")
+    panels = figure.subplots(count, 2, squeeze=False).ravel()
+    for axes in panels[len(families):]:
+        axes.set_axis_off()
+    print("| family | method | seeds | before | after | after - before | MACAW's lead | data mean |"
+          " data end |\n|---|---|---|---|---|---|---|---|---|")
+    for axes, family in zip(panels, families):
+        for name, label in NAMES.items():
+            runs = runs_of(family, name)
+            if not runs:
+                continue
+            variant, tasks = runs[0]["variant"], vary(family.name)
+            rivals = runs_of(family, f"macaw{name.removeprefix(variant)}")  # in the same setting
+            after, lead = numbers(runs, "after"), ""
+            gain = after - numbers(runs, "before")
+            if variant != "macaw" and rivals:
+                theirs, mine = np.moveaxis(paired(rivals, runs), -1, 0)
+                lead = signed(theirs - mine, tasks)
+            print(f"| {family.name} | {label} | {len(runs)} | {numbers(runs, 'before').mean():.1f} "
+                  f"| {as_text(*interval(after, tasks))} | {signed(gain, tasks)} | {lead} | "
+                  f"{runs[0]['behavior_mean']:.1f} | {runs[0]['behavior_final']:.1f} |")
+            if name in COLORS:
+                axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
+                tables = [read(f.parent, "metrics.csv")
+                          for f in sorted(family.glob(f"{name}-s*/summary.json"))]
+                band(axes, tables, COLORS[name], label)
+        axes.set(title=family.name, xlabel="training steps")
+        axes.set_xscale("symlog", linthresh=10)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.minorticks_off()
+    figure.supylabel("return on held-out tasks, adapted (dotted: agents at their end)",
+                     fontsize="medium")
+    named = {label: line for axes in panels[:len(families)]
+             for line, label in zip(*axes.get_legend_handles_labels())}     # each method once
+    figure.legend(named.values(), named, loc="outside lower center", ncols=6)
+    figure.savefig(path, dpi=150)
+
+
+# -------------------------------------------------------------------------------- families together
+def births(env):
+    """Return of each test task's agent in the first episode that the data file has of it: uniform
+    actions."""
+    x, _ = dataset.read(dataset.default_path(env), env)
+    starts = np.cumsum(x["episode_length"]) - x["episode_length"]
+    returns = np.add.reduceat(x["rewards"], starts)
+    return np.array([returns[x["episode_task"] == i][0] for i in envs.FAMILIES[env].test])
+
+
+def iqm(x):
+    """Interquartile mean: of the middle half of all numbers."""
+    x = np.sort(x, axis=None)
+    return x[len(x) // 4:len(x) - len(x) // 4].mean()
+
+
+def aggregate(parts, statistic):
+    """A statistic of several families' x (seeds, tasks, ...), and its 95% bootstrap interval."""
+    random = np.random.default_rng(0)
+
+    def pooled(arrays):
+        return statistic(np.concatenate([x.reshape(-1, *x.shape[2:]) for x in arrays]))
+    means = [pooled([resampled(x, vary(env), random) for env, x in parts.items()])
+             for _ in range(2000)]
+    return pooled(parts.values()), *np.quantile(means, (0.025, 0.975))
+
+
+def scores(folder, path):
+    """Every family's returns on one scale, 0 the agents' first episode, 1 their end, put together
+    by the interquartile mean (Agarwal et al., 2021); each dot a task, its mean over seeds."""
+    folder = pathlib.Path(folder)
+    names = [name for name in NAMES if all(runs_of(folder / env, name) for env in FAMILIES)]
+    if "macaw" not in names:
+        raise BadInput(f"{folder} holds no runs of MACAW on {', '.join(FAMILIES)}")
+    figure = Figure(figsize=(9, 1.4 + 0.7 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    print("| method | seeds | interquartile mean | MACAW's lead | " + " | ".join(FAMILIES)
+          + " |\n|---|---|---|---|" + "---|" * len(FAMILIES))
+    zero = {env: births(env) for env in FAMILIES}
+    for y, name in enumerate(names):
+        parts, both = {}, {}
+        for env in FAMILIES:
+            runs, rivals = runs_of(folder / env, name), runs_of(folder / env, "macaw")
+            scale = numbers(runs[:1], "behavior_final") - zero[env]
+            parts[env] = (numbers(runs, "after") - zero[env]) / scale
+            both[env] = (paired(rivals, runs) - zero[env][:, None]) / scale[..., None]
+        lead = aggregate(both, lambda x: iqm(x[:, 0]) - iqm(x[:, 1]))
+        mean, low, high = aggregate(parts, iqm)
+        seeds = sorted({len(x) for x in parts.values()})
+        print(f"| {METHODS[name]} | {' to '.join(map(str, seeds))} | "
+              f"{as_text(mean, low, high, digits=2)} | "
+              f"{as_text(*lead, sign='+', digits=2) if name != 'macaw' else ''} | "
+              + " | ".join(f"{x.mean():.2f}" for x in parts.values()) + " |")
+        for k, (env, x) in enumerate(parts.items()):
+            axes.plot(x.mean(0), np.full(x.shape[1], y + 0.12 * (k - 1.5)), "o", color=f"C{k}",
+                      alpha=0.6, label=None if y else env)
+        axes.plot([low, high], [y] * 2, color="black", lw=2)
+        axes.plot(mean, y, "|", color="black", ms=24, mew=3)
+    axes.set_yticks(range(len(names)), [METHODS[name] for name in names])
+    axes.invert_yaxis()
+    axes.set(xlabel="score: 0 the agents' first episode, 1 their end (bar: interquartile mean)")
+    axes.grid(axis="x", alpha=0.4)
+    figure.legend(loc="outside lower center", ncols=len(FAMILIES))
+    figure.savefig(path, dpi=150)
+
+
+# ---------------------------------------------------------------------------- other held-out tasks
+def rotation(folder, path):
+    """Returns on the test tasks and on the sets held out instead in runs NAME_setK; every task a
+    dot, its mean over seeds. Prints means over all of them and leads, paired."""
+    names = "macaw", "meta_bc", "mt_awr"
+    families = families_of(folder, "macaw_set*-s*")
+    figure = Figure(figsize=(9, 2.6 * len(families) + 0.5), layout="constrained")
+    panels = figure.subplots(len(families), 1, squeeze=False)[:, 0]
+    print("| family | tasks | " + " | ".join(f"{METHODS[n]} | lead" for n in names)[:-7]
+          + " | agents at their end |\n|---|---|" + "---|" * 6)
+    for axes, family in zip(panels, families):
+        sets = ["", *sorted({f.name.split("-s")[0].removeprefix("macaw") for f in family.glob(
+            "macaw_set*-s*")})]
+        columns = {name: [runs_of(family, name + suffix) for suffix in sets] for name in names}
+        seeds = min(len(runs) for column in columns.values() for runs in column)
+        returns = {name: np.concatenate([numbers(runs[:seeds], "after") for runs in column], 1)
+                   for name, column in columns.items()}                 # (seeds, tasks)
+        ids = [task["id"] for runs in columns["macaw"] for task in runs[0]["tasks"]]
+        end = np.concatenate([numbers(runs[:1], "behavior_final")[0] for runs in columns["macaw"]])
+        unchosen = ~np.isin(ids, CHOSEN_ON[family.name])
+        for words, kept in (("all", unchosen | True), ("without those chosen on", unchosen)):
+            cells = [f"{as_text(*interval(returns['macaw'][:, kept]))}"]
+            for name in names[1:]:
+                x = returns[name][:, kept]
+                cells += [as_text(*interval(x)), signed(returns["macaw"][:, kept] - x)]
+            print(f"| {family.name} | {kept.sum()}, {words} | {' | '.join(cells)} | "
+                  f"{end[kept].mean():.1f} |")
+        order = np.argsort(ids)
+        axes.plot(end[order], "_", color="black", ms=14, mew=2, label="agents at their end")
+        for name in names:
+            axes.plot(returns[name].mean(0)[order], "o", color=COLORS[name], label=METHODS[name])
+        axes.set_xticks(range(len(ids)), np.array(ids)[order])
+        axes.set(title=family.name, ylabel="return")
+        axes.grid(axis="y", alpha=0.4)
+    panels[-1].set(xlabel="held-out task")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=150)
+
+
+# ------------------------------------------------------------------------------- few training tasks
+def few(folder, path):
+    """Return over the number of training tasks, aligned agents; runs NAME_fewN and NAME_aligned."""
+    folder = pathlib.Path(folder)
+    sizes = sorted(int(f.name.split("_few")[1].split("-")[0]) for f in folder.glob("macaw_few*-s0"))
+    if not sizes:
+        raise BadInput(f"{folder} holds no macaw_fewN-s0; name a family's folder of results")
+    everything = len(envs.FAMILIES[folder.name].tasks) - len(envs.FAMILIES[folder.name].test)
+    columns = {**{size: f"_few{size}" for size in sizes}, everything: "_aligned"}
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    print(f"| method | seeds | {' | '.join(f'{size} tasks' for size in columns)} |\n|---|---|"
+          + "---|" * len(columns))
+    for k, name in enumerate(("macaw", "mt_awr", "focal", "pearl")):
+        cells = [runs_of(folder, name + suffix) for suffix in columns.values()]
+        seeds = min(map(len, cells))
+        x = np.array([numbers(runs[:seeds], "after") for runs in cells])    # (sizes, seeds, tasks)
+        print(f"| {METHODS[name]} | {seeds} | {' | '.join(as_text(*interval(y)) for y in x)} |")
+        place = np.array(list(columns)) * 1.03 ** (k - 1.5)
+        axes.plot(place, x.mean((1, 2)), "o-", color=COLORS[name], lw=2, label=METHODS[name])
+        axes.plot(place, x.mean(1), ".", color=COLORS[name], alpha=0.5)
+    axes.set_xscale("log")
+    axes.set_xticks(list(columns), list(columns))
+    axes.minorticks_off()
+    axes.set(xlabel="training tasks", ylabel="return on held-out tasks, adapted (dots: tasks)",
+             title=folder.name)
+    axes.grid(axis="y", alpha=0.4)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+# ---------------------------------------------------------------------------------- adapted to what
+def whose(folder, path):
+    judged(folder, path, dict(aligned="aligned agents", others="independent agents",
+                              strangers="strangers"), "adapted to the transitions of")
+
+
+def context(folder, path):
+    judged(folder, path, {"batch8": "8", "batch16": "16", "batch64": "64", "": "256"},
+           "adapted to so many transitions")
+
+
+def judged(folder, path, columns, title):
+    """Return after adaptation of a family's runs by what they adapted to: a run's own summary and
+    those in its subfolders; every task a dot, its mean over seeds. Prints the table."""
+    rows = {}
+    for name, label in NAMES.items():
+        runs = [[f.parent / column for column in columns]
+                for f in sorted(pathlib.Path(folder).glob(f"{name}-s*/summary.json"))]
+        runs = [run for run in runs if all((f / "summary.json").exists() for f in run)]
+        if runs:
+            rows[label] = np.array([numbers([read(f, "summary.json") for f in run], "after")
+                                    for run in runs])                   # (seeds, columns, tasks)
+    if not rows:
+        raise BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, columns))}"
+                       "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
+    figure = Figure(figsize=(9, 1.2 + 0.9 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    first, *_, last = columns.values()
+    print(f"| method | seeds | {' | '.join(columns.values())} | {last} - {first} |")
+    print("|---|---|---|" + "---|" * len(columns))
+    for y, (label, x) in enumerate(rows.items()):
+        cells = [interval(x[:, k]) for k in range(len(columns))]
+        print(f"| {label} | {len(x)} |", *(f"{as_text(*cell)} |" for cell in cells),
+              f"{signed(x[:, -1] - x[:, 0])} |")                  # paired
+        for k, ((mean, low, high), column) in enumerate(zip(cells, columns.values())):
+            color, height = f"C{k}", y + 0.18 * (k - (len(columns) - 1) / 2)
+            axes.plot(x[:, k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)
+            axes.plot([low, high], [height] * 2, color=color, lw=2)
+            axes.plot(mean, height, "o", color=color, label=None if y else column)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.4)
+    axes.set(xlabel="return after adaptation (small dots: tasks)", title=title)
+    figure.legend(loc="outside lower center", ncols=len(columns))
+    figure.savefig(path, dpi=150)
+
+
+# -------------------------------------------------------------------- their own exploration, online
+def own(folder, path):
+    """SMAC and its controls, adapted to two exploration episodes of their own, before and after
+    the online phase; a dot a run. Prints means and intervals over seeds."""
+    variants = "smac", "frozen", "no_data"
+    families = families_of(folder, "smac-s*")
+    figure = Figure(figsize=(4.5 * len(families), 3.5), layout="constrained")
+    panels = figure.subplots(1, len(families), squeeze=False)[0]
+    print("| family | variant | seeds | buffer's context | own, before | own, after | change |\n"
+          "|---|---|---|---|---|---|---|")
+    for axes, family in zip(panels, families):
+        for k, name in enumerate(variants):
+            runs = runs_of(family, name)
+            if not runs:
+                continue
+            x = np.array([[run["own_before"], run["own_after"]] for run in runs])   # (seeds, 2)
+            buffer, before, after = (as_text(*interval(column[:, None], tasks=False)) for column in
+                                     (numbers(runs, "after").mean(1), x[:, 0], x[:, 1]))
+            change = signed(x[:, 1:] - x[:, :1], tasks=False)
+            print(f"| {family.name} | {METHODS[name]} | {len(runs)} | {buffer} | {before} | "
+                  f"{after} | {change} |")
+            place = k + np.array([-0.15, 0.15])
+            axes.plot(place, x.T, "-o", color=f"C{k}", alpha=0.5)
+            axes.plot(place, x.mean(0), "_", color="black", ms=22, mew=3)
+        axes.set_xticks(range(len(variants)), [METHODS[name].replace(", ", ",\n")
+                                               for name in variants])
+        axes.set(title=family.name, xlim=(-0.5, len(variants) - 0.5))
+        axes.grid(axis="y", alpha=0.4)
+    panels[0].set(ylabel="return on held-out tasks\n(left before, right after the phase)")
+    figure.savefig(path, dpi=150)
+
+
+STARTS = {"adapted": "adapted (MACAW)", "unadapted": "not adapted", "random": "random weights",
+          "authors": "adapted, authors' recipe"}
+
+
+def online(folder, path):
+    """Return over environment steps of fine-tuning, a panel a family, from each start, beside the
+    agents that made the data. Prints the table, with each point's change since step 0, paired."""
+    families = families_of(folder, "online-s*")
+    figure = Figure(figsize=(4.2 * len(families), 4), layout="constrained")
+    panels = figure.subplots(1, len(families), squeeze=False)[0]
+    for axes, family in zip(panels, families):
+        runs = [json.loads(f.read_text()) for f in sorted(family.glob("online-s*/summary.json"))]
+        steps = runs[0]["online_steps"]
+        print(f"| {family.name} ({len(runs)} seeds) | {' | '.join(map(str, steps))} | "
+              f"{steps[-1]} - 0 |\n|{'---|' * (len(steps) + 2)}")
+        for k, (start, label) in enumerate(STARTS.items()):
+            x = np.array([run[f"{start}_tasks"] for run in runs])       # (seeds, tasks, marks)
+            cells = [interval(x[..., m]) for m in range(len(steps))]
+            print(f"| {label} | {' | '.join(as_text(*cell) for cell in cells)} | "
+                  f"{signed(x[..., -1] - x[..., 0])} |")
+            mean = [cell[0] for cell in cells]
+            axes.plot(steps, mean, "o-", color=f"C{k}", label=label)
+            seeds = x.mean(1)                                           # (seeds, marks)
+            axes.fill_between(steps, seeds.min(0), seeds.max(0), color=f"C{k}", alpha=0.2)
+        axes.plot(*life(family.name), ":", color="black", label="the data's agents, from birth")
+        axes.set(title=family.name, xlabel="environment steps of a task")
+    panels[0].set(ylabel="return on held-out tasks")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=150)
+
+
+def life(env, pieces=20):
+    """Environment steps and mean return of the test tasks' agents over their lives, which the data
+    file holds an evenly spaced part of."""
+    x, meta = dataset.read(dataset.default_path(env), env)
+    family = envs.FAMILIES[env]
+    returns = np.add.reduceat(x["rewards"], np.cumsum(x["episode_length"]) - x["episode_length"])
+    curves = []
+    for i in family.test:
+        mine = x["episode_task"] == i
+        lived = np.cumsum(x["episode_length"][mine])
+        piece = np.ceil(pieces * lived / lived[-1]).astype(int) - 1
+        curves.append([returns[mine][piece == k].mean() for k in range(pieces)])
+        steps = meta["collector"][str(i)]["steps"]
+    return (np.arange(pieces) + 0.5) / pieces * steps, np.mean(curves, 0)
+
+
+def band(axes, tables, color, label):
+    """Mean and range of `after` over runs, at the steps at which all of them were evaluated."""
+    x = sorted(set.intersection(*(set(table["step"]) for table in tables)))
+    y = np.array([table["after"][np.isin(table["step"], x)] for table in tables])
+    axes.plot(x, y.mean(0), color=color, lw=2, label=label)
+    axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.2)
+
+
+
+
+# ------------------------------------------------------------------------------------- command line
+KINDS = {f.__name__: f for f in (results, scores, rotation, few, whose, context, own, online)}
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("folder")
+    parser.add_argument("--out", required=True)
+    arguments = parser.parse_args()
+    with one_sentence(parser.leave):
+        check_picture(arguments.out)
+        KINDS[arguments.kind](arguments.folder, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
