@@ -73,7 +73,7 @@ def nets(learner, D, start):
         layers = [layer for layer in net.modules() if isinstance(layer, macaw.Linear)]
         for layer, w in zip(layers, adapted.parameters(), strict=True):                 # (N, n)
             if start == "random":
-                w = macaw.Linear(layer.inputs, layer.outputs, tasks=len(w)).w
+                w = macaw.Linear(layer.inputs, layer.outputs, tasks=len(w)).w.to(w.device)
             layer.w = torch.nn.Parameter(w.detach().clone())
     return plain
 
@@ -147,7 +147,7 @@ def fine_tune(run, learner, D, marks):
             if episode * horizon < marks[-1]:
                 noise = recipe.noise * torch.randn(len(D.obs), horizon, buffers.act_dim)
                 seeds = [10_000 * (1 + config.seed) + episode] * len(D.obs)
-                lived.play(learner.policy, environments, seeds, noise)
+                lived.play(learner.policy, environments, seeds, noise.to(config.device))
                 if episode >= recipe.burn_in:
                     learner.update(lived)
     return np.array(curve)
@@ -171,21 +171,26 @@ def online(arguments):
     """Fine-tune from each start, and write the returns to `summary.json` after each: what is there
     already is not computed again."""
     method, learner, starts = METHODS[arguments.method]
-    run, folder = load(method, arguments.checkpoint), pathlib.Path(arguments.out)
-    config, file = run.config, folder / "summary.json"
+    run = load(method, arguments.checkpoint, device=arguments.device)
+    config, file = run.config, pathlib.Path(arguments.out) / "summary.json"
     if config.multi_task:
         raise BadInput(f"{arguments.checkpoint} is a multi-task net's; give one of MACAW's")
     marks = [mark for mark in MARKS if mark <= arguments.steps]
+    if len(marks) < 2:
+        raise BadInput(f"--steps must be at least {MARKS[1]}")
     settings = dict(env=config.env, variant="online", seed=config.seed, of=config.variant,
                     online_steps=marks)
-    folder.mkdir(parents=True, exist_ok=True)
-    result = json.loads(file.read_text()) if file.exists() else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        result = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError:
+        raise BadInput(f"{file} cannot be read; give another --out") from None
     if any(result.get(name, x) != x for name, x in settings.items()):
         raise BadInput(f"{file} is of another checkpoint or length; give another --out")
     result |= settings
     D, = run.buffers.sample(run.buffers.test, [config.test_batch],
                             torch.Generator().manual_seed(config.seed))
-    with command.lock(folder), command.stopping("the same command goes on with it"):
+    with command.lock(file.parent), command.stopping("the same command goes on with it"):
         for start in starts:
             name = "online_returns" if start == "adapted" else f"{start}_returns"
             if name not in result:
@@ -229,6 +234,7 @@ def main():
     parsers[online].add_argument("--checkpoint", required=True)
     parsers[online].add_argument("--method", choices=METHODS, default="macaw")
     parsers[online].add_argument("--steps", type=int, default=MARKS[-1])
+    parsers[online].add_argument("--device", default="cpu")
     for function in (thirds, few):
         parsers[function].add_argument("--env", choices=envs.FAMILIES, default="cheetah_vel")
     parsers[few].add_argument("--tasks", type=int, required=True)

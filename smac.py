@@ -152,7 +152,8 @@ def explore(run, tasks, z, seeds):
     rewards = []
     for k, life in enumerate(lives):
         obs, action, reward, next_obs, terminated = (
-            torch.as_tensor(np.array(x), dtype=torch.float32) for x in zip(*life))
+            torch.as_tensor(np.array(x), dtype=torch.float32, device=run.config.device)
+            for x in zip(*life))
         lives[k] = dict(obs=buffers.standardise(obs), action=action, terminated=terminated,
                         next_obs=buffers.standardise(next_obs))
         rewards.append(reward)

@@ -1,4 +1,4 @@
-"""The tables and figures that the docs quote: each test is named after the claim it would refute."""
+"""Tables and figures that the docs quote: each test is named after the claim it would refute."""
 import json
 
 import numpy as np

@@ -135,6 +135,9 @@ def test_fine_tuning_learns_and_is_not_done_twice(trained, tmp_path):
     again = command_line(*line, program="experiments.py")                       # all is there
     assert again.returncode == 0 and file.read_bytes() == before
     refused(command_line(*line[:4], 2000, *line[5:], program="experiments.py"), "give another")
+    refused(command_line(*line[:4], -1, *line[5:], program="experiments.py"), "at least 1000")
+    file.write_text(file.read_text()[:50])
+    refused(command_line(*line, program="experiments.py"), "cannot be read")
 
 
 def test_thirds_divide_lives(tmp_path):

@@ -14,10 +14,11 @@ class Lived:
     def __init__(self, D, buffers, episodes, horizon):
         self.D, self.buffers, self.episodes = D, buffers, 0
         (tasks, _, obs_dim), act_dim = D.obs.shape, D.action.shape[-1]
-        self.obs = torch.zeros(tasks, episodes, horizon + 1, obs_dim)   # with the last state
-        self.action = torch.zeros(tasks, episodes, horizon, act_dim)
-        self.reward_seen, self.terminated = torch.zeros(2, tasks, episodes, horizon)
-        self.length = torch.zeros(tasks, episodes, dtype=torch.long)
+        zeros = D.obs.new_zeros
+        self.obs = zeros(tasks, episodes, horizon + 1, obs_dim)         # with the last state
+        self.action = zeros(tasks, episodes, horizon, act_dim)
+        self.reward_seen, self.terminated = zeros(2, tasks, episodes, horizon)
+        self.length = zeros(tasks, episodes, dtype=torch.long)
 
     def play(self, policy, environments, seeds, noise):
         """One more episode of each task, with noise (N, H, act) on its actions."""
@@ -46,7 +47,8 @@ class Lived:
         online = Batch(obs, self.action[:, :e].flatten(1, 2), self.buffers.scale_reward(seen), seen,
                        next_obs, self.terminated[:, :e].flatten(1), unused, unused,
                        torch.full_like(obs, torch.nan))
-        there = torch.arange(self.obs.shape[2] - 1) < self.length[:, :e, None]      # (N, e, H)
+        step = torch.arange(self.obs.shape[2] - 1, device=self.length.device)
+        there = step < self.length[:, :e, None]                                     # (N, e, H)
         return (Batch(*(torch.cat(parts, 1) for parts in zip(self.D, online))),
                 torch.cat([torch.ones_like(self.D.reward), there.flatten(1).float()], 1))
 

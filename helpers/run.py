@@ -352,6 +352,7 @@ def load(method, path, **given):
     state = load_checkpoint(path, method, given)
     once = dict(resume=False, evaluate="", render="")           # of the command that made it
     config = method.config(**{**state["config"], **once, **given})
+    command.check_device(config.device)
     try:
         run = Run(method, config, state)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):

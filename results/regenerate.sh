@@ -1,12 +1,42 @@
 #!/usr/bin/env bash
 # Makes every number of docs/results.md, whose_data.md and reproduction.md anew, in results/ (what
-# is there already is kept), with one thread a run, two at a time: about eight hours, three of them
-# for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
+# is there already is kept), with one thread a run, two at a time: about thirteen hours, three of
+# them for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
 # Usage: results/regenerate.sh [python]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python}
 export OMP_NUM_THREADS=1
+
+# Training tasks held out instead of the test tasks: four disjoint sets of five
+held_out() {    # family, name of the run
+    case $1-${2##*_} in
+        cheetah_vel-set1) echo 1,10,18,27,34 ;;
+        cheetah_vel-set2) echo 3,11,19,28,35 ;;
+        cheetah_vel-set3) echo 4,12,20,29,36 ;;
+        cheetah_vel-set4) echo 5,13,21,30,37 ;;
+        ant_dir-set1) echo 1,11,21,32,42 ;;
+        ant_dir-set2) echo 2,12,22,33,43 ;;
+        ant_dir-set3) echo 3,13,24,34,44 ;;
+        ant_dir-set4) echo 4,14,25,35,45 ;;
+        walker_params-set1) echo 1,11,22,31,41 ;;
+        walker_params-set2) echo 3,13,23,32,42 ;;
+        walker_params-set3) echo 4,14,24,33,44 ;;
+        walker_params-set4) echo 5,16,25,34,45 ;;
+    esac
+}
+
+# A data file in runs/, made by experiments.py or collect.py when it is needed
+made() {        # name: first, middle, last, few5, uniform, ...
+    [ -e runs/$1.npz ] && return
+    mkdir -p runs
+    case $1 in
+        first | middle | last) "$python" experiments.py thirds --out runs/ ;;
+        few*) "$python" experiments.py few --tasks ${1#few} --out runs/ ;;
+        uniform) "$python" collect.py --env cheetah_vel --steps 6000 --random-steps 6000 \
+            --keep 6000 --out runs/uniform.npz ;;
+    esac >&2
+}
 
 # The command of each run that is missing
 run() {         # family, name of the run, seed
@@ -26,16 +56,29 @@ run() {         # family, name of the run, seed
         *_aligned) flags="--data data/$env.npz" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
-        *_first | *_middle | *_last)        # what is kept is the judgement on that third, below
-            [ -e runs/last.npz ] || { mkdir -p runs && "$python" experiments.py thirds --out runs/; }
-            out=runs/$name-s$seed flags="--data data/$env.npz --adapt-data runs/${name##*_}.npz"
-            flags="$flags --late 0.67 --steps 1000"
-            [ -e $out/summary.json ] && return ;;
+        *_set?) flags="--holdout $(held_out $env $name)" ;;
+        *_few*)
+            local tasks=${name##*_few} most=16          # a meta-batch of FOCAL and PEARL
+            made few$tasks
+            flags="--data runs/few$tasks.npz"
+            case $variant in macaw) flags="$flags --steps 1000" most=5 ;; mt_awr) most=5 ;; esac
+            flags="$flags --tasks-per-step $((tasks < most ? tasks : most))" ;;
+        *_first | *_middle | *_last | *_random)     # what is kept is the judgement on those, below
+            local file=${name##*_}
+            out=runs/$name-s$seed
+            [ -e $out/summary.json ] && return
+            [ $file = random ] && file=uniform
+            made $file
+            flags="--data data/$env.npz --adapt-data runs/$file.npz"
+            case $file in
+                uniform) flags="$flags RANDOM" ;;
+                *) flags="$flags --late 0.67 --steps 1000" ;;
+            esac ;;
         *) variant=$name flags= ;;
     esac
     case $variant in
-        focal | pearl) program=focal.py ;;
-        smac) program=smac.py ;;
+        focal | pearl | pearl_regularised) program=focal.py ;;
+        smac | frozen | no_data) program=smac.py ;;
         *) program=macaw.py ;;
     esac
     if [ -e $out/checkpoint.pt ]; then
