@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import collect
 import envs
+import focal
 import macaw
 import sac
+import smac
 import straightforward
 from helpers import command, plot
 from helpers.buffers import Batch
@@ -136,7 +138,12 @@ def main(config, _):
         sizes = env.observation_space.shape + env.action_space.shape
         step, _ = steps(macaw.Config(**preset), device, *sizes)
         show(**{f"{name}_meta_step_ms": milliseconds(seconds / 10, step)[0]})
-    run, (update, n) = Run(macaw.MACAW, macaw.Config(device=device)), updates(device)
+    for method in smac.SMAC, focal.FOCAL, macaw.MACAW:
+        run = Run(method, method.config(device=device, **method.presets["cheetah_vel"]))
+        D, = run.buffers.sample(run.buffers.test[:1], [256], torch.Generator())
+        adaptation, = milliseconds(seconds / 10, lambda: run.learner.policies(D, True))
+        show(**{f"{run.config.variant}_adaptation_ms": adaptation})
+    update, n = updates(device)
     show(evaluation_ms=milliseconds(seconds, lambda: evaluate(run, draws=1))[0],
          agent_updates_per_second=1e3 * n / milliseconds(seconds, update)[0],
          peak_memory_collection_mb=peak_memory(updates, "cpu"))
