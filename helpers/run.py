@@ -204,10 +204,9 @@ class Run:
 @contextlib.contextmanager
 def environments_of(env, tasks):
     """The environments of a family's tasks with these ids, closed at the end."""
-    environments = [envs.make(env, envs.FAMILIES[env].tasks[i]) for i in tasks]
-    yield environments
-    for environment in environments:
-        environment.close()
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(contextlib.closing(envs.make(env, envs.FAMILIES[env].tasks[i])))
+               for i in tasks]
 
 
 @torch.no_grad()
