@@ -63,24 +63,28 @@ run() {         # family, name of the run, seed
             flags="--data runs/few$tasks.npz"
             case $variant in macaw) flags="$flags --steps 1000" most=5 ;; mt_awr) most=5 ;; esac
             flags="$flags --tasks-per-step $((tasks < most ? tasks : most))" ;;
-        *_first | *_middle | *_last | *_random)     # what is kept is the judgement on those, below
-            local file=${name##*_}
-            out=runs/$name-s$seed
-            [ -e $out/summary.json ] && return
-            [ $file = random ] && file=uniform
-            made $file
-            flags="--data data/$env.npz --adapt-data runs/$file.npz"
-            case $file in
-                uniform) flags="$flags RANDOM" ;;
-                *) flags="$flags --late 0.67 --steps 1000" ;;
-            esac ;;
+        *_first | *_middle | *_last)        # what is kept is the judgement on that third, below
+            made ${name##*_}
+            out=runs/$name-s$seed flags="--data data/$env.npz --adapt-data runs/${name##*_}.npz"
+            flags="$flags --late 0.67 --steps 1000" ;;
+        *_random)                           # likewise
+            made uniform
+            out=runs/$name-s$seed flags="--data data/$env.npz --adapt-data runs/uniform.npz"
+            flags="$flags --inner-batch 512 --test-batch 512 --advantage-coef 1.0 --steps 2000"
+            flags="$flags --policy-lr 0.001 --value-lr 0.001"
+            [ $variant = no_wt ] || flags="$flags --inner-lr 0.01" ;;
         *) variant=$name flags= ;;
+    esac
+    case $env-$name in                      # ordinary layers' inner step sizes there
+        walker_params-no_wt) flags="--inner-lr 0.003" ;;
+        ant_dir-no_wt | cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
     esac
     case $variant in
         focal | pearl | pearl_regularised) program=focal.py ;;
         smac | frozen | no_data) program=smac.py ;;
         *) program=macaw.py ;;
     esac
+    [ -e $out/summary.json ] && return
     if [ -e $out/checkpoint.pt ]; then
         echo "$program --resume --out $out"
     else
@@ -93,18 +97,24 @@ runs() {        # family, seeds, names
     done
 }
 {
-    runs cheetah_vel "0 1 2 3 4" macaw meta_bc mt_awr focal {macaw,focal}_aligned macaw_independent
-    runs cheetah_vel "0 1 2" macaw_two no_advantage no_wt maml_awr mt_awr_independent
-    runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
-    runs cheetah_vel "0 1 2" {pearl,smac}_aligned {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one \
-        {macaw,meta_bc}_late
-    for env in walker_params ant_dir cheetah_dir; do
+    for env in cheetah_vel walker_params ant_dir cheetah_dir; do
         runs $env "0 1 2 3 4 5 6 7 8 9" macaw meta_bc mt_awr
-        runs $env "0 1 2" focal pearl
+        runs $env "0 1 2 3 4" focal no_wt
+        runs $env "0 1 2" pearl pearl_regularised
     done
-    runs cheetah_vel "0 1 2" {macaw,no_advantage}_{first,middle,last}
+    runs cheetah_vel "0 1 2 3 4" no_advantage maml_awr pearl smac {macaw,focal}_aligned \
+        macaw_independent
+    runs cheetah_vel "0 1 2" macaw_two mt_awr_independent frozen no_data {pearl,smac}_aligned
+    runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
+    runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
+    runs cheetah_vel "0 1 2" {macaw,no_advantage}_{first,middle,last} \
+        {macaw,no_advantage,no_wt}_random
+    runs cheetah_vel 0 {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
     runs walker_params "0 1 2" smac
     runs ant_dir "0 1 2" {macaw,meta_bc}_whole
+    for env in cheetah_vel ant_dir walker_params; do
+        runs $env 0 {macaw,meta_bc,mt_awr}_set{1,2,3,4}
+    done
 } | xargs -P 2 -L 1 "$python"
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
@@ -130,22 +140,26 @@ for env in cheetah_vel walker_params; do
     done
 done | xargs -P 2 -L 1 "$python"
 
-# Adapted to a third of lives each (Figure 5, left)
-for third in first middle last; do
-    for run in runs/{macaw,no_advantage}_$third-s?; do
+# Adapted to a third of lives each, or to uniform actions (Figures 4 and 5)
+for file in first middle last random; do
+    for run in runs/*_$file-s?; do
         [ -e $run/checkpoint.pt ] || continue
-        out=results/cheetah_vel/${run#runs/}
+        out=results/cheetah_vel/${run#runs/} data=runs/${file/random/uniform}.npz
         [ -e $out/summary.json ] || \
-            echo "macaw.py --evaluate $run/checkpoint.pt --data runs/$third.npz --out $out"
+            echo "macaw.py --evaluate $run/checkpoint.pt --data $data --out $out"
     done
 done | xargs -r -P 2 -L 1 "$python"
 
 # Online fine-tuning (Table 1), while the checkpoints are there
 for env in cheetah_vel walker_params ant_dir; do
-    for seed in 0 1 2; do
-        checkpoint=results/$env/macaw-s$seed/checkpoint.pt
-        [ ! -e $checkpoint ] || [ -e results/$env/online-s$seed/summary.json ] || \
-            echo "experiments.py online --checkpoint $checkpoint --out results/$env/online-s$seed"
+    for seed in 0 1 2 3 4; do
+        for name in macaw pearl; do
+            checkpoint=results/$env/$name-s$seed/checkpoint.pt out=results/$env/online-s$seed
+            flags=
+            [ $name = macaw ] || out=results/$env/online_pearl-s$seed flags="--method focal"
+            [ ! -e $checkpoint ] || [ -e $out/summary.json ] || \
+                echo "experiments.py online --checkpoint $checkpoint --out $out $flags"
+        done
     done
 done | xargs -r -P 2 -L 1 "$python"
 
@@ -154,5 +168,10 @@ for run in results/*/*-s?; do rm -f "$run"/checkpoint.pt "$run"/curve.png; done
 "$python" -m helpers.evidence whose results/cheetah_vel --out results/whose_data.png
 "$python" -m helpers.evidence context results/cheetah_vel --out results/context.png
 "$python" -m helpers.evidence online results --out results/online.png
+"$python" -m helpers.evidence scores results --out results/scores.png
+"$python" -m helpers.evidence rotation results --out results/rotation.png
+"$python" -m helpers.evidence few results/cheetah_vel --out results/few.png
+"$python" -m helpers.evidence own results --out results/own.png
+"$python" -m helpers.plot tasks results/cheetah_vel/macaw-s? --out results/cheetah_vel/tasks.png
 "$python" -m helpers.plot curve results/cheetah_vel/macaw-s? --out results/cheetah_vel/curve.png
 OMP_NUM_THREADS=2 "$python" bench.py --json results/bench.json --figure results/growth.png
