@@ -12,7 +12,6 @@
 Each prints its table. An interval is over seeds and tasks; over seeds alone where the tasks tested
 are all that there are (cheetah_dir). Differences are paired: the same task and the same seed.
 """
-import json
 import pathlib
 
 import numpy as np
@@ -355,8 +354,12 @@ def own(folder, path):
     figure.savefig(path, dpi=150)
 
 
-STARTS = {"adapted": "adapted (MACAW)", "unadapted": "not adapted", "random": "random weights",
-          "authors": "adapted, authors' recipe"}
+# Of each curve: the runs' name, and the returns (tasks, marks) in their summaries
+CURVES = {"adapted (MACAW)": ("online", "adapted_tasks"),
+          "not adapted": ("online", "unadapted_tasks"),
+          "random weights": ("online", "random_tasks"),
+          "adapted, authors' recipe": ("online", "authors_tasks"),
+          "Offline PEARL": ("online_pearl", "adapted_tasks")}
 
 
 def online(folder, path):
@@ -366,17 +369,21 @@ def online(folder, path):
     figure = Figure(figsize=(4.2 * len(families), 4), layout="constrained")
     panels = figure.subplots(1, len(families), squeeze=False)[0]
     for axes, family in zip(panels, families):
-        runs = [json.loads(f.read_text()) for f in sorted(family.glob("online-s*/summary.json"))]
-        steps = runs[0]["online_steps"]
-        print(f"| {family.name} ({len(runs)} seeds) | {' | '.join(map(str, steps))} | "
-              f"{steps[-1]} - 0 |\n|{'---|' * (len(steps) + 2)}")
-        for k, (start, label) in enumerate(STARTS.items()):
-            x = np.array([run[f"{start}_tasks"] for run in runs])       # (seeds, tasks, marks)
+        steps = None
+        for k, (label, (name, returns)) in enumerate(CURVES.items()):
+            runs = [read(f.parent, "summary.json", ("online_steps", returns))
+                    for f in sorted(family.glob(f"{name}-s*/summary.json"))]
+            if not runs:
+                continue
+            if not steps:
+                steps = runs[0]["online_steps"]
+                print(f"| {family.name} | seeds | {' | '.join(map(str, steps))} | "
+                      f"{steps[-1]} - 0 |\n|{'---|' * (len(steps) + 3)}")
+            x = np.array([run[returns] for run in runs])                # (seeds, tasks, marks)
             cells = [interval(x[..., m]) for m in range(len(steps))]
-            print(f"| {label} | {' | '.join(as_text(*cell) for cell in cells)} | "
+            print(f"| {label} | {len(runs)} | {' | '.join(as_text(*cell) for cell in cells)} | "
                   f"{signed(x[..., -1] - x[..., 0])} |")
-            mean = [cell[0] for cell in cells]
-            axes.plot(steps, mean, "o-", color=f"C{k}", label=label)
+            axes.plot(steps, x.mean((0, 1)), "o-", color=f"C{k}", label=label)
             seeds = x.mean(1)                                           # (seeds, marks)
             axes.fill_between(steps, seeds.min(0), seeds.max(0), color=f"C{k}", alpha=0.2)
         axes.plot(*life(family.name), ":", color="black", label="the data's agents, from birth")

@@ -29,14 +29,15 @@ def check_picture(path):
         raise BadInput(f"{path} is no picture; end it with .png, .pdf or .svg")
 
 
-def read(folder, name):
+def read(folder, name, needed=()):
     """One of a run's files: config.json or summary.json as a dict, metrics.csv as columns of
-    numbers. Raises BadInput."""
+    numbers. Raises BadInput, also where it lacks what is needed, or what every such file has."""
     try:
         with open(pathlib.Path(folder) / name) as file:
             if name.endswith(".json"):
                 content = json.load(file)
-                needed = ("variant", "env", "seed", *(["tasks"] if "summary" in name else []))
+                needed = ("variant", "env", "seed",
+                          *(needed or (["tasks"] if "summary" in name else [])))
             else:
                 rows = list(csv.DictReader(file))
                 content = {column: np.array([float(row[column] or "nan") for row in rows])
