@@ -113,8 +113,10 @@ def peak_memory(function, *arguments, which=0):
 def main(config, _):
     device, seconds, result = config.device, config.seconds, {}
     command.check_device(device)
-    for path in filter(None, (config.json, config.figure)):
-        command.check_writable(path)
+    if config.json:
+        command.check_writable(config.json)
+    if config.figure:
+        plot.check_picture(config.figure)
     if not pathlib.Path("/proc/self/status").exists():
         raise command.BadInput("peak memory is read from /proc, which only Linux has; run it there")
 
@@ -151,10 +153,10 @@ def main(config, _):
         for value in values:
             step, _ = steps(replace(RELEASED, **{name: value}), device, *CHEETAH)
             show(**{f"{name}_{value}_ms": milliseconds(seconds / 10, step)[0]})
-    if config.figure:
-        plot.growth(GROWTH, result, config.figure)
     if config.json:
         command.save_json(config.json, result)
+    if config.figure:
+        plot.growth(GROWTH, result, config.figure)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ same 256 transitions. Our recipe:
 Offline PEARL goes on as it was trained: its updates on the test tasks' transitions, its code from
 all of them. (Its checkpoint with --method focal.)
 
-The other experiments are macaw.py and focal.py on other data to adapt to, or on fewer tasks. Two
-commands make such files, and `results/regenerate.sh` shows what is done with them:
+The other experiments are runs on other data (see `results/regenerate.sh`), which two commands make:
 
     python experiments.py thirds --env cheetah_vel --out runs/          # Figure 5, left
     python experiments.py few --env cheetah_vel --tasks 5 --out runs/   # Figure 5, right
@@ -144,6 +143,7 @@ def fine_tune(run, learner, D, marks):
         for episode in tqdm(range(marks[-1] // horizon + 1), unit="round", disable=None):
             if episode * horizon in marks:
                 curve.append(evaluate(learner.policy, many, buffers))
+                run.check_finite(curve[-1].mean(), f"return after {episode * horizon} steps")
             if episode * horizon < marks[-1]:
                 noise = recipe.noise * torch.randn(len(D.obs), horizon, buffers.act_dim)
                 seeds = [10_000 * (1 + config.seed) + episode] * len(D.obs)
@@ -179,15 +179,14 @@ def online(arguments):
     if len(marks) < 2:
         raise BadInput(f"--steps must be at least {MARKS[1]}")
     settings = dict(env=config.env, variant="online", seed=config.seed, of=config.variant,
-                    online_steps=marks)
+                    online_steps=marks, checkpoint=dataset.fingerprint([arguments.checkpoint]))
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        result = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError:
+        result = dict(json.loads(file.read_text())) if file.exists() else settings
+    except (ValueError, TypeError):
         raise BadInput(f"{file} cannot be read; give another --out") from None
-    if any(result.get(name, x) != x for name, x in settings.items()):
+    if not settings.items() <= result.items():
         raise BadInput(f"{file} is of another checkpoint or length; give another --out")
-    result |= settings
     D, = run.buffers.sample(run.buffers.test, [config.test_batch],
                             torch.Generator().manual_seed(config.seed))
     with command.lock(file.parent), command.stopping("the same command goes on with it"):
@@ -211,7 +210,7 @@ def thirds(arguments):
         lived = np.cumsum(x["episode_length"][mine])
         third[mine] = np.ceil(3 * lived / lived[-1]) - 1
     for k, name in enumerate(("first", "middle", "last")):
-        dataset.write(f"{arguments.out}{name}.npz", dataset.part(x, third == k), meta)
+        dataset.write(command.new_file(arguments.out, name), dataset.part(x, third == k), meta)
 
 
 def few(arguments):
@@ -222,7 +221,7 @@ def few(arguments):
     if not 1 <= arguments.tasks <= len(train):
         raise BadInput(f"there are {len(train)} training tasks; give --tasks from 1 to that")
     kept = [train[i] for i in np.linspace(0, len(train) - 1, arguments.tasks).round().astype(int)]
-    dataset.write(f"{arguments.out}few{arguments.tasks}.npz",
+    dataset.write(command.new_file(arguments.out, f"few{arguments.tasks}"),
                   dataset.part(x, np.isin(x["episode_task"], [*kept, *test])), meta)
 
 
@@ -243,6 +242,7 @@ def main():
         one.set_defaults(function=function)
     arguments = parser.parse_args()
     with command.one_sentence(parser.leave):
+        command.alone()
         arguments.function(arguments)
 
 

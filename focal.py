@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 import envs
 import macaw
-from helpers.command import flag
+from helpers.command import BadInput, flag
 from helpers.run import Method, RunConfig, main
 
 # Shapes: N tasks, B transitions of each, z numbers in a task's code (not MACAW's z, a layer's).
@@ -156,6 +156,8 @@ class Focal(nn.Module):
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
+        if config.tasks_per_step < 2 and not config.probabilistic:
+            raise BadInput("the distance loss compares tasks; give --tasks-per-step 2 or more")
         self.config = config
         self.encoder = Encoder(obs_dim, act_dim, config)
         self.actor = mlp(obs_dim + config.code, [config.width] * 3, act_dim)

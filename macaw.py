@@ -66,7 +66,7 @@ class Config(RunConfig):
     sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
     temperature: float = flag(1.0, "T of Eq. 1 [code]", 1e-3)
     bootstrap: bool = flag(True, "at the time limit returns bootstrap with V [code]")
-    advantage_coef: float = flag(0.01, "lambda of Eq. 3, to begin with [code]", 1e-6)
+    advantage_coef: float = flag(0.01, "lambda of Eq. 3, to begin with [code]", 1e-6, 100)
     inner_lr: float = flag(1e-3, "alpha_1, eta_1, to begin with [code]", 1e-9, 10)
     policy_lr: float = flag(2e-3, "alpha_2, Adam [us; code: 1e-4]", 0, 10)
     value_lr: float = flag(2e-3, "eta_2, Adam [us; code: 1e-5]", 0, 10)

@@ -41,7 +41,7 @@ from torch import nn
 import envs
 import focal
 from helpers.buffers import Batch
-from helpers.command import flag
+from helpers.command import BadInput, flag
 from helpers.run import Method, environments_of, main, rollout
 
 # Shapes: N tasks, B transitions of each, z numbers in a code.
@@ -115,6 +115,11 @@ class Smac(focal.Focal):
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__(obs_dim, act_dim, config)
+        if not config.probabilistic:
+            raise BadInput("SMAC's code is a Gaussian; leave --no-probabilistic out")
+        if not config.rounds <= config.steps - config.offline_steps > 0:
+            raise BadInput("--steps counts both phases; give more than --offline-steps, by at "
+                           "least --rounds")
         self.decoder = focal.mlp(obs_dim + act_dim + config.code, [config.width] * 2, 1)
         family = envs.FAMILIES[config.env]
         self.lived = Replay(len(family.tasks), config.rounds * config.episodes * family.horizon,

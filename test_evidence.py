@@ -1,11 +1,18 @@
 """Tables and figures that the docs quote: each test is named after the claim it would refute."""
+import functools
+import io
 import json
+import pathlib
+import resource
+import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import envs
-from helpers import evidence
+from helpers import dataset, evidence, plot
+from helpers.command import BadInput
 
 
 def keep(folder, name, seed, after, **numbers):
@@ -25,6 +32,15 @@ def rows(text):
     """Cells of the table that was printed, by its first two columns."""
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
     return {(first, second): rest for first, second, *rest in cells}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No resampling and no data files, for what does not depend on them."""
+    monkeypatch.setattr(evidence, "interval", lambda x, tasks=True: [x.mean()] * 3)
+    monkeypatch.setattr(evidence, "aggregate", lambda parts, statistic: [0.0] * 3)
+    monkeypatch.setattr(evidence, "births", lambda env, tasks: np.zeros(len(tasks)))
+    monkeypatch.setattr(evidence, "life", lambda env: ([0, 1], [0, 1]))
 
 
 def test_leads_are_of_the_same_seed(tmp_path, capsys):
@@ -53,9 +69,11 @@ def test_the_interquartile_mean_leaves_out_a_quarter_on_each_side():
     assert evidence.iqm(np.arange(9.0)) == np.arange(2.0, 7.0).mean()
 
 
-def test_a_score_is_one_at_the_end_of_the_agents_and_zero_at_their_birth(tmp_path, capsys):
+def test_a_score_is_one_at_the_end_of_the_agents_and_zero_at_their_birth(tmp_path, capsys,
+                                                                             monkeypatch):
+    monkeypatch.setattr(dataset, "read", functools.cache(dataset.read))
     for env in evidence.FAMILIES:
-        births = evidence.births(env)
+        births = evidence.births(env, envs.FAMILIES[env].test)
         for seed in range(2):
             keep(tmp_path / env, "macaw", seed, 10.0)
             keep(tmp_path / env, "focal", seed, births)
@@ -70,7 +88,7 @@ def test_a_score_is_one_at_the_end_of_the_agents_and_zero_at_their_birth(tmp_pat
 def test_births_are_returns_of_uniform_actions():
     """Played anew: a policy of uniform actions earns about the same on cheetah_vel."""
     family = envs.FAMILIES["cheetah_vel"]
-    for i, birth in zip(family.test, evidence.births("cheetah_vel")):
+    for i, birth in zip(family.test, evidence.births("cheetah_vel", family.test)):
         env = envs.make("cheetah_vel", family.tasks[i])
         env.action_space.seed(0)
         env.reset(seed=0)
@@ -78,7 +96,7 @@ def test_births_are_returns_of_uniform_actions():
         assert abs(birth - total) < 30
 
 
-def test_all_held_out_sets_are_put_together(tmp_path, capsys):
+def test_all_held_out_sets_are_put_together(tmp_path, capsys, quick):
     folder = tmp_path / "ant_dir"
     for name, lead in (("macaw", 2.0), ("meta_bc", 1.0), ("mt_awr", 0.0)):
         keep(folder, name, 0, 10 + lead)
@@ -89,7 +107,7 @@ def test_all_held_out_sets_are_put_together(tmp_path, capsys):
     assert cells[4] == "+2.0 [2.0, 2.0]"
 
 
-def test_fewer_tasks_stand_in_their_columns(tmp_path, capsys):
+def test_fewer_tasks_stand_in_their_columns(tmp_path, capsys, quick):
     folder = tmp_path / "cheetah_vel"
     for name in ("macaw", "mt_awr", "focal", "pearl"):
         for suffix, after in (("_few10", 1.0), ("_few3", 0.0), ("_aligned", 2.0)):
@@ -100,7 +118,7 @@ def test_fewer_tasks_stand_in_their_columns(tmp_path, capsys):
     assert rows(out)["FOCAL", "1"] == [f"{x}.0 [{x}.0, {x}.0]" for x in range(3)]
 
 
-def test_a_run_counts_where_it_was_judged_everywhere(tmp_path, capsys):
+def test_a_run_counts_where_it_was_judged_everywhere(tmp_path, capsys, quick):
     folder = tmp_path / "cheetah_vel"
     for seed in range(3):
         keep(folder, "macaw", seed, 0.0)
@@ -118,3 +136,203 @@ def test_own_exploration_is_over_seeds(tmp_path, capsys):
     evidence.own(tmp_path, tmp_path / "x.png")
     assert rows(capsys.readouterr().out)["cheetah_vel", "SMAC"][1:] == [
         "1.0 [1.0, 1.0]", "-2.0 [-3.0, -1.0]", "0.0 [0.0, 0.0]", "+2.0 [1.0, 3.0]"]
+
+
+# ------------------------------------------------------------------------- what is no such evidence
+def changed(run, **values):
+    """Writes other values in a run's summary; None takes one out."""
+    summary = {**json.loads((run / "summary.json").read_text()), **values}
+    (run / "summary.json").write_text(json.dumps(
+        {key: value for key, value in summary.items() if value is not None}))
+
+
+def refused(program, *arguments, words=()):
+    """One sentence with these words and exit code 2, and no picture."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", [program.__name__, *map(str, arguments)])
+        patch.setattr(sys, "stderr", io.StringIO())
+        try:
+            program.main()
+        finally:
+            said = sys.stderr.getvalue()
+    assert end.value.code == 2 and said.count("\n") == 1 and ". " not in said, said
+    for word in words:
+        assert word in said, said
+    assert not pathlib.Path(arguments[-1]).exists()
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_an_old_picture_stays_until_the_new_one_is_whole(tmp_path, ending):
+    path, figure = tmp_path / f"x.{ending}", Figure()
+    figure.subplots().plot([1, 2])
+    plot.save(figure, path)
+    old, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))        # as if the disk were full
+    try:
+        with pytest.raises(OSError):
+            plot.save(figure, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+def test_every_picture_is_saved_so():
+    sources = [pathlib.Path(module.__file__).read_text() for module in (plot, evidence)]
+    assert sum(source.count("savefig(") for source in sources) == 1
+
+
+def test_numbers_are_of_the_same_tasks(tmp_path):
+    """One run held other tasks out, or fewer, or is of another family."""
+    folder, tasks = tmp_path / "ant_dir", dict(before=0, after=1, behavior_final=2)
+    for name, others in (("other", [1, 2, 3, 4, 5]), ("fewer", [6, 17, 23, 30])):
+        keep(folder, name, 0, 0.0)
+        keep(folder, name, 1, 0.0)
+        changed(folder / f"{name}-s1", tasks=[dict(tasks, id=i) for i in others])
+        with pytest.raises(BadInput, match="leave one of them out"):
+            plot.numbers(evidence.runs_of(folder, name), "after")
+        refused(plot, "tasks", folder / f"{name}-s0", folder / f"{name}-s1", "--out",
+                tmp_path / "x.png", words=["seed 0", "seed 1"])
+    keep(tmp_path / "walker_params", "other", 0, 0.0)
+    changed(tmp_path / "walker_params/other-s0",
+            tasks=json.loads((folder / "other-s0/summary.json").read_text())["tasks"])
+    runs = [folder / "other-s0", tmp_path / "walker_params/other-s0"]
+    for run in runs:
+        (run / "config.json").write_text((run / "summary.json").read_text())
+    for kind in ("tasks", "curve"):
+        refused(plot, kind, *runs, "--out", tmp_path / "x.png", words=["different families"])
+
+
+def test_all_held_out_sets_are_of_the_same_seeds(tmp_path, capsys, quick):
+    """By place, MACAW's seed 1 would stand beside the others' seed 0."""
+    folder = tmp_path / "ant_dir"
+    for name in ("macaw", "meta_bc", "mt_awr"):
+        for seed in (0, 1):
+            keep(folder, name, seed, 100.0 * seed)
+        keep(folder, f"{name}_set1", 1, 100.0)
+    keep(folder, "macaw_set1", 0, 0.0)
+    evidence.rotation(tmp_path, tmp_path / "x.png")
+    cells = rows(capsys.readouterr().out)["ant_dir", "10, all"]
+    assert cells[0] == "100.0 [100.0, 100.0]" and cells[2] == "+0.0 [0.0, 0.0]"
+    (folder / "meta_bc_set1-s1").rename(folder / "meta_bc_set2-s1")
+    refused(evidence, "rotation", tmp_path, "--out", tmp_path / "y.png", words=["meta_bc_set1"])
+
+
+def test_few_tasks_are_of_the_same_seeds(tmp_path, capsys, quick):
+    folder = tmp_path / "cheetah_vel"
+    for name in ("macaw", "mt_awr", "focal", "pearl"):
+        keep(folder, f"{name}_few3", 1, 1.0)
+        for seed in (0, 1):
+            keep(folder, f"{name}_aligned", seed, float(seed))
+    evidence.few(folder, tmp_path / "x.png")
+    assert rows(capsys.readouterr().out)["FOCAL", "1"] == ["1.0 [1.0, 1.0]"] * 2
+    (folder / "focal_aligned-s1").rename(tmp_path / "elsewhere")
+    refused(evidence, "few", folder, "--out", tmp_path / "y.png", words=["no seed", "focal_few3"])
+    (folder / "focal_aligned-s0").rename(tmp_path / "there")
+    refused(evidence, "few", folder, "--out", tmp_path / "y.png", words=["no focal_aligned-sSEED"])
+
+
+def test_a_lead_without_a_common_seed_is_an_empty_cell(tmp_path, capsys, quick):
+    for env in evidence.FAMILIES:
+        keep(tmp_path / env, "macaw", 0, 1.0)
+        keep(tmp_path / env, "focal", 1, 1.0)
+    evidence.results(tmp_path, tmp_path / "x.png")
+    assert rows(capsys.readouterr().out)["ant_dir", "FOCAL"][4] == ""
+    evidence.scores(tmp_path, tmp_path / "x.png")
+    assert rows(capsys.readouterr().out)["FOCAL", "1"][1] == ""
+
+
+TASK = dict(id=6, before=0.0, after=1.0, behavior_final=2.0)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("env", "moon_walk"), ("env", ["ant_dir"]), ("env", None), ("seed", "0"), ("seed", True),
+    ("variant", 3), ("tasks", None), ("tasks", []), ("tasks", dict(TASK)), ("tasks", [6]),
+    *(("tasks", [TASK, {**TASK, **bad}]) for bad in (
+        dict(id=50), dict(id=-1), dict(id=6.0), dict(before=None), dict(after="1"),
+        dict(after=float("nan")), dict(behavior_final=[])))], ids=str)
+def test_a_summary_is_read_with_care(tmp_path, name, value):
+    keep(tmp_path / "ant_dir", "macaw", 0, 1.0)
+    changed(tmp_path / "ant_dir/macaw-s0", **{name: value})
+    with pytest.raises(BadInput, match=f"macaw-s0/summary.json cannot be read .no {name} "):
+        plot.read(tmp_path / "ant_dir/macaw-s0", "summary.json")
+
+
+def test_a_table_lacks_nothing(tmp_path):
+    keep(tmp_path / "ant_dir", "macaw", 0, 1.0)
+    changed(tmp_path / "ant_dir/macaw-s0", behavior_mean=None)
+    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["behavior_mean"])
+    (tmp_path / "ant_dir/macaw-s0/summary.json").write_text("[]")
+    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["no dictionary"])
+
+
+def test_a_copy_of_a_run_does_not_count(tmp_path):
+    """Neither NAME-sSEED-2; a second run of a seed, or one of another family, is refused."""
+    folder = tmp_path / "ant_dir"
+    for seed in (1, 2, 10, "1-2"):
+        keep(folder, "macaw", seed, 1.0)
+    changed(folder / "macaw-s1-2", seed=1)
+    assert [run["seed"] for run in evidence.runs_of(folder, "macaw")] == [1, 2, 10]
+    changed(folder / "macaw-s2", seed=1)
+    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["s2 is a second"])
+    changed(folder / "macaw-s2", seed=2, env="walker_params")
+    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["walker_params"])
+
+
+def test_a_folder_of_no_family_is_refused(tmp_path):
+    keep(tmp_path / "ant_dir", "macaw_few3", 0, 1.0)
+    (tmp_path / "ant_dir").rename(tmp_path / "mine")
+    for kind, folder in (("results", tmp_path), ("few", tmp_path / "mine")):
+        refused(evidence, kind, folder, "--out", tmp_path / "x.png", words=["mine", "ant_dir"])
+
+
+def test_a_family_is_found_from_within(tmp_path, monkeypatch, quick):
+    for name in ("macaw", "mt_awr", "focal", "pearl"):
+        keep(tmp_path / "ant_dir", f"{name}_few3", 0, 1.0)
+        keep(tmp_path / "ant_dir", f"{name}_aligned", 0, 1.0)
+    monkeypatch.chdir(tmp_path / "ant_dir")
+    evidence.few(".", "x.png")
+    assert pathlib.Path("x.png").exists()
+    for folder in ("../ant_dir/", "../ant_dir/.", "macaw_few3-s0/.."):
+        assert len(evidence.runs_of(folder, "macaw_few3")) == 1
+
+
+def tune(folder, name, seed, of, marks=(0, 1000), **others):
+    """A summary as experiments.py writes it."""
+    curve = [list(map(float, marks))] * 5
+    starts = ["adapted"] if "pearl" in name else ["adapted", "unadapted", "random", "authors"]
+    keep(folder, name, seed, 0.0, of=of, online_steps=marks,
+         **{f"{start}_tasks": curve for start in starts})
+    changed(folder / f"{name}-s{seed}", tasks=None, **others)
+
+
+def test_online_changes_are_paired(tmp_path, capsys, quick):
+    for seed in (0, 1):
+        tune(tmp_path / "ant_dir", "online", seed, "macaw")
+    tune(tmp_path / "ant_dir", "online_pearl", 0, "pearl")
+    evidence.online(tmp_path, tmp_path / "x.png")
+    table = rows(capsys.readouterr().out)
+    assert table["adapted (MACAW)", "2"][-1] == "+1000.0 [1000.0, 1000.0]"
+    assert table["Offline PEARL", "1"][0] == "0.0 [0.0, 0.0]"
+
+
+@pytest.mark.parametrize("name, seed, of, others", [
+    ("online", 1, "macaw", dict(unadapted_tasks=None)),                 # not finished
+    ("online", 1, "macaw", dict(random_tasks=[[0.0]] * 5)),
+    ("online", 1, "macaw", dict(random_tasks=[[0.0, 1.0], [2.0]])),
+    ("online", 1, "macaw", dict(online_steps=None)),
+    ("online", 1, "macaw", dict(adapted_tasks=[[0.0, 1.0]])),           # on fewer tasks
+    ("online", 1, "macaw", dict(marks=(0, 2000))), ("online", 1, "macaw", dict(marks=(0,))),
+    ("online", 1, "focal", {}), ("online", 1, "no_wt", {}), ("online_pearl", 1, "macaw", {}),
+    ("online_pearl", 1, "pearl", dict(marks=(0, 2000))),
+    ("online_pearl", 1, None, {})], ids=str)
+def test_online_runs_are_alike(tmp_path, name, seed, of, others):
+    tune(tmp_path / "ant_dir", "online", 0, "macaw")
+    tune(tmp_path / "ant_dir", name, seed, of, **others)
+    refused(evidence, "online", tmp_path, "--out", tmp_path / "x.png", words=[f"{name}-s{seed}"])
+
+
+@pytest.mark.parametrize("name", ["own_before", "own_after"])
+def test_own_exploration_says_what_is_missing(tmp_path, name):
+    keep(tmp_path / "ant_dir", "smac", 0, 1.0, own_before=0.0, own_after=0.0)
+    changed(tmp_path / "ant_dir/smac-s0", **{name: None})
+    refused(evidence, "own", tmp_path, "--out", tmp_path / "x.png", words=["smac-s0", name])

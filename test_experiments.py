@@ -1,5 +1,6 @@
 """Online fine-tuning, and the files of the other experiments."""
 import json
+import os
 
 import numpy as np
 import pytest
@@ -136,6 +137,11 @@ def test_fine_tuning_learns_and_is_not_done_twice(trained, tmp_path):
     assert again.returncode == 0 and file.read_bytes() == before
     refused(command_line(*line[:4], 2000, *line[5:], program="experiments.py"), "give another")
     refused(command_line(*line[:4], -1, *line[5:], program="experiments.py"), "at least 1000")
+    other = tmp_path / "other.pt"                               # another checkpoint, the same seed
+    state = torch.load(trained, weights_only=True)
+    torch.save(dict(state, seconds=0.0), other)
+    refused(command_line("online", "--checkpoint", other, *line[3:], program="experiments.py"),
+            "another checkpoint")
     file.write_text(file.read_text()[:50])
     refused(command_line(*line, program="experiments.py"), "cannot be read")
 
@@ -145,6 +151,8 @@ def test_thirds_divide_lives(tmp_path):
                           program="experiments.py")
     assert result.returncode == 0, result.stderr
     whole, _ = dataset.read(POINT, "point_goal")
+    refused(command_line("thirds", "--env", "point_goal", "--out", tmp_path,
+                         program="experiments.py"), "is there already")
     parts = [dataset.read(tmp_path / f"{name}.npz", "point_goal")[0]
              for name in ("first", "middle", "last")]
     for i in range(20):
@@ -174,12 +182,17 @@ def test_few_keeps_the_test_tasks(tmp_path):
     (["few", "--tasks", "0", "--out", "x"], "from 1"),
     (["few", "--tasks", "99", "--out", "x"], "from 1"),
     (["few", "--env", "cheetah", "--out", "x"], "invalid choice"),
-    (["thirds", "--out", "nowhere/"], "refuses nowhere"),
+    (["thirds", "--out", "nowhere/"], "cannot be written"),
     (["dance"], "invalid choice"),
     ([], "required"),
 ])
 def test_bad_input_is_one_sentence(line, word):
     refused(command_line(*line, program="experiments.py"), word)
+
+
+def test_several_processes_are_refused():
+    refused(command_line("thirds", "--out", "nowhere", program="experiments.py",
+                         env={**os.environ, "WORLD_SIZE": "2"}), "torchrun")
 
 
 def test_a_multi_task_net_is_refused(tmp_path):

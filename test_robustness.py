@@ -19,7 +19,10 @@ import torch
 
 import bench
 import collect
+import experiments
+import focal
 import macaw
+import smac
 from conftest import HERE, POINT, run_of
 from helpers import command, dataset, evidence, plot, run
 from helpers.command import BadInput
@@ -29,6 +32,9 @@ PROGRAMS = {
     "collect": lambda: command.command_line(collect.main, collect.Config,
                                             dict(env=collect.PRESETS), collect.__doc__),
     "bench": lambda: command.command_line(bench.main, bench.Config, {}, bench.__doc__),
+    "focal": lambda: run.main(focal.FOCAL, focal.__doc__),
+    "smac": lambda: run.main(smac.SMAC, smac.__doc__),
+    "experiments": experiments.main,
     "plot": plot.main,
     "evidence": evidence.main,
 }
@@ -86,6 +92,11 @@ FLAGS = [
     ("macaw", "--test-batch 99999"), ("macaw", "--eval-every 0"),
     ("macaw", "--adapt-data missing.npz"), ("macaw", "--adapt-data ,"),
     ("macaw", "--test-steps 0"), ("macaw", "--inner-steps -1"), ("macaw", "--weight-decay -1"),
+    ("macaw", "--evaluate="), ("macaw", "--evaluate x.pt --resume --out taken"),
+    ("macaw", "--device meta"), ("macaw", "--advantage-coef 1e9"), ("macaw", "--render film.pt"),
+    ("focal", "--tasks-per-step 1"), ("smac", "--no-probabilistic"), ("smac", "--steps 500"),
+    ("smac", "--steps 510 --rounds 11"), ("experiments", "few --tasks 3 --out missing"),
+    ("experiments", "online --checkpoint x.pt --out taken"),
     ("macaw", "--wings 2"), ("macaw", "--env"), ("macaw", "--ste 5"), ("macaw", "stray"),
     ("macaw", "--device abacus"), ("macaw", "--device cuda:99"),
     ("macaw", "--holdout 2,x"), ("macaw", "--holdout 77"), ("macaw", "--holdout 3,3,3"),
@@ -116,7 +127,7 @@ FLAGS = [
 def test_bad_flags(program, line, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/thesis.txt").write_text("precious")
-    family = ["--env", "point_goal"] if program in ("macaw", "collect") else []
+    family = ["--env", "point_goal"] if program in ("macaw", "focal", "smac", "collect") else []
     refused(tmp_path, program, *(family if "--env" not in line else []), *line.split())
 
 
@@ -353,10 +364,30 @@ def test_a_checkpoint_is_evaluated_and_resumed_only_as_what_it_is(checkpoint, tm
                   "--test-batch", 16)[0] == 0
 
 
+def test_a_checkpoint_of_another_program_is_sent_there(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    refused(tmp_path, "focal", "--evaluate", tmp_path / "checkpoint.pt", words=["variant macaw"])
+
+
+def test_returns_that_are_not_finite_are_no_result(tmp_path, checkpoint):
+    """Weights that are finite and give actions that are not."""
+    learner = {name: x * 1e30 for name, x in checkpoint["learner"].items()}
+    torch.save({**checkpoint, "learner": learner}, tmp_path / "checkpoint.pt")
+    code, errors = called("macaw", "--evaluate", tmp_path / "checkpoint.pt", "--final-draws", 1,
+                          "--test-batch", 16, "--out", tmp_path / "here")
+    assert code == 1 and "return" in errors and not list((tmp_path / "here").glob("summary*"))
+
+
 # ------------------------------------------------------------------------------------- run folders
 
+def test_a_folder_with_somebodys_own_settings_is_taken(tmp_path):
+    (tmp_path / "config.json").write_text('{"my": "precious"}')
+    refused(tmp_path, "macaw", "--env", "point_goal", "--out", tmp_path, words=["is taken"])
+
+
 def test_broken_run_folders_are_not_drawn(tmp_path):
-    config, table = '{"variant": "macaw", "env": "x", "seed": 0}', "step,before,after\n1,2,3\n"
+    config = '{"variant": "macaw", "env": "point_goal", "seed": 0}'
+    table = "step,before,after\n1,2,3\n"
     for number, (names, texts) in enumerate([
             (("config.json",), (config,)), (("metrics.csv",), (table,)),
             (("config.json", "metrics.csv"), ("{", table)),
@@ -529,7 +560,7 @@ def test_a_run_killed_at_any_write_goes_on_to_the_same_end(tmp_path, monkeypatch
             assert {**one, "seconds": 0} == {**other, "seconds": 0}
         moment += 1
     torch.set_num_threads(2)
-    assert moment == 20     # settings, 4 checkpoints with their metrics, summary: before and after
+    assert moment == 22     # settings, 4 checkpoints with their metrics, summary, picture: twice
 
 
 # --------------------------------------------------------------------------------------------- fuzz

@@ -32,3 +32,16 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     result = subprocess.run([sys.executable, "-m", "helpers.slim", "README.md", tmp_path / "x.pt"],
                             cwd=HERE, text=True, capture_output=True)
     refused(result, "no checkpoint")
+
+
+def test_a_checkpoint_is_not_written_over_and_its_weights_fit(tmp_path):
+    run = Run(focal.FOCAL, focal.Config(env="point_goal"), folder=tmp_path)
+    run.save()
+    file = tmp_path / "checkpoint.pt"
+    before, line = file.read_bytes(), [sys.executable, "-m", "helpers.slim", file]
+    refused(subprocess.run([*line, file], cwd=HERE, text=True, capture_output=True), "another name")
+    assert file.read_bytes() == before
+    run.learner.actor[0].weight.data[0, 0] = 1e6            # beyond half precision
+    run.save()
+    result = subprocess.run([*line, tmp_path / "x.pt"], cwd=HERE, text=True, capture_output=True)
+    refused(result, "half precision")

@@ -10,7 +10,7 @@ import matplotlib
 import pytest
 import torch
 
-from conftest import HERE, command_line
+from conftest import HERE, command_line, refused
 from helpers.command import BadInput
 
 matplotlib.use("Agg")
@@ -131,3 +131,7 @@ def test_a_broken_gap_is_refused(source):
     lesson = dict(cells=[dict(cell_type="code", id="a", source=[source])])
     with pytest.raises(BadInput, match="without its partner"):
         students.student_version(lesson, "a.ipynb")
+
+
+def test_the_full_lessons_are_not_written_over():
+    refused(command_line("--out", "notebooks", program="notebooks/students.py"), "another --out")

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -126,10 +127,17 @@ def stopping(advice):
         raise type(stop)(f"stopped; {advice}") from None
 
 
+def alone():
+    """Raises BadInput where a program that is one process is started as several."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise BadInput("this runs in one process; start it without torchrun")
+
+
 def check_device(name):
     """Raises BadInput where there is no such device."""
     try:
-        torch.zeros(1, device=name)
+        if torch.zeros(1, device=name).device.type not in ("cpu", "cuda"):
+            raise RuntimeError
     except (RuntimeError, AssertionError):
         raise BadInput(f"there is no device {name} here; use --device cpu") from None
 
@@ -178,8 +186,16 @@ def lock(path):
         os.close(handle)
 
 
+def save_tensors(path, state):
+    """Written to memory first: on a full disk torch.save says something else than the system."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
+
+
 def load_tensors(path, device="cpu"):
-    """What torch.save wrote, never executed; None if the file is damaged or something else."""
+    """What save_tensors wrote, never executed; None if the file is damaged or something else."""
     check_readable(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -203,6 +219,15 @@ def check_writable(path):
     folder = pathlib.Path(path).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or pathlib.Path(path).is_dir():
         raise BadInput(f"{path} cannot be written; name a file in a folder that is there")
+
+
+def new_file(folder, name):
+    """The path of a data file to write; raises BadInput where it cannot be written or is there."""
+    path = pathlib.Path(folder) / f"{name}.npz"
+    check_writable(path)
+    if path.exists():
+        raise BadInput(f"{path} is there already; remove it or give another --out")
+    return path
 
 
 def save_json(path, content):

@@ -12,7 +12,9 @@
 Each prints its table. An interval is over seeds and tasks; over seeds alone where the tasks tested
 are all that there are (cheetah_dir). Differences are paired: the same task and the same seed.
 """
+import os
 import pathlib
+import re
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,7 +22,7 @@ from matplotlib.figure import Figure
 import envs
 from helpers import dataset
 from helpers.command import BadInput, Parser, one_sentence
-from helpers.plot import COLORS, METHODS, check_picture, numbers, read
+from helpers.plot import COLORS, METHODS, check_picture, numbers, read, save
 
 SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
             "_late": "; earlier schedule, one inner step, D^ts late in life",
@@ -72,33 +74,76 @@ def signed(difference, tasks=True):
     return as_text(*interval(difference, tasks), sign="+")
 
 
+# --------------------------------------------------------------------------------------------- runs
+def family_at(folder):
+    """A family's folder by its whole path, as . has no name; raises BadInput for another folder."""
+    folder = pathlib.Path(os.path.abspath(folder))
+    if folder.name not in envs.FAMILIES:
+        raise BadInput(f"{folder} is not named after a family ({', '.join(envs.FAMILIES)}); give "
+                       "one that is, or move it elsewhere")
+    return folder
+
+
+def folders_of(family, name):
+    """Folders of a family's finished runs NAME-sSEED, the name a pattern, sorted by seed; not a
+    copy's, NAME-sSEED-2."""
+    found = [f.parent for f in pathlib.Path(family).glob(f"{name}-s*/summary.json")
+             if re.fullmatch(r"[^-]+-s\d+", f.parent.name)]
+    return sorted(found, key=lambda f: int(f.name.split("-s")[1]))
+
+
 def families_of(folder, name):
     """Folders of the families that have runs of this name, a pattern; raises BadInput."""
-    found = sorted({f.parent.parent for f in pathlib.Path(folder).glob(f"*/{name}/summary.json")})
+    found = [f for f in sorted(pathlib.Path(folder).glob("*")) if folders_of(f, name)]
     if not found:
-        raise BadInput(f"{folder} holds no FAMILY/{name}/summary.json; name such a folder")
-    return found
+        raise BadInput(f"{folder} holds no FAMILY/{name}-sSEED/summary.json; name such a folder")
+    return [family_at(f) for f in found]
 
 
-def runs_of(family, name):
-    """Summaries of a family's runs of this name, sorted by seed."""
-    runs = [read(f.parent, "summary.json")
-            for f in pathlib.Path(family).glob(f"{name}-s*/summary.json")]
-    return sorted(runs, key=lambda run: run["seed"])
+def runs_of(family, name, needed=("tasks",)):
+    """Summaries of a family's runs of this name, sorted by seed; raises BadInput where one is of
+    another family, two are of one seed, or one lacks what is needed."""
+    family, runs = family_at(family), {}
+    for folder in folders_of(family, name):
+        run = read(folder, "summary.json", needed)
+        if run["env"] != family.name:
+            raise BadInput(f"{folder} is a run of {run['env']}; move it to a folder of that name")
+        if run["seed"] in runs:
+            raise BadInput(f"{folder} is a second run of seed {run['seed']}; keep one of them")
+        runs[run["seed"]] = run
+    return [runs[seed] for seed in sorted(runs)]
 
 
-def paired(runs, others):
-    """Those of two methods' runs whose seed both have, as returns (seeds, tasks, 2)."""
-    both = {run["seed"] for run in runs} & {run["seed"] for run in others}
-    return np.stack([numbers([run for run in some if run["seed"] in both], "after")
-                     for some in (runs, others)], -1)
+def shared(cells):
+    """These lists of runs, each with only the seeds that all of them have."""
+    seeds = set.intersection(*({run["seed"] for run in runs} for runs in cells))
+    return [[run for run in runs if run["seed"] in seeds] for runs in cells]
+
+
+def shared_of(family, names):
+    """Runs of each of these names, at the seeds that all have; raises BadInput without any."""
+    cells = [runs_of(family, name) for name in names]
+    for name, runs in zip(names, cells):
+        if not runs:
+            raise BadInput(f"{family} holds no {name}-sSEED; make that run first")
+    cells = shared(cells)
+    if not cells[0]:
+        raise BadInput(f"{family} holds no seed of each of {', '.join(names)}; make the missing "
+                       "runs")
+    return cells
+
+
+def paired(cells):
+    """Returns of lists of runs of the same seeds, (lists, seeds, tasks)."""
+    together = numbers([run for runs in cells for run in runs], "after")
+    return together.reshape(len(cells), len(cells[0]), -1)
 
 
 # -------------------------------------------------------------------------------------- all results
 def results(folder, path):
     """A panel a family with the mean over seeds and the range of MACAW and the baselines; prints
     the table of docs/results.md, with the ablations too."""
-    families = families_of(folder, "*-s*")
+    families = families_of(folder, "*")
     count = (len(families) + 1) // 2                                            # of rows
     figure = Figure(figsize=(9, 3.2 * count + 0.6), layout="constrained")
     panels = figure.subplots(count, 2, squeeze=False).ravel()
@@ -108,23 +153,22 @@ def results(folder, path):
           " data end |\n|---|---|---|---|---|---|---|---|---|")
     for axes, family in zip(panels, families):
         for name, label in NAMES.items():
-            runs = runs_of(family, name)
+            runs = runs_of(family, name, ("tasks", "behavior_mean", "behavior_final"))
             if not runs:
                 continue
             variant, tasks = runs[0]["variant"], vary(family.name)
             rivals = runs_of(family, f"macaw{name.removeprefix(variant)}")  # in the same setting
+            pair = shared([rivals, runs])
             after, lead = numbers(runs, "after"), ""
             gain = after - numbers(runs, "before")
-            if variant != "macaw" and rivals:
-                theirs, mine = np.moveaxis(paired(rivals, runs), -1, 0)
-                lead = signed(theirs - mine, tasks)
+            if variant != "macaw" and pair[0]:              # the cell stays empty without a pair
+                lead = signed(np.subtract(*paired(pair)), tasks)
             print(f"| {family.name} | {label} | {len(runs)} | {numbers(runs, 'before').mean():.1f} "
                   f"| {as_text(*interval(after, tasks))} | {signed(gain, tasks)} | {lead} | "
                   f"{runs[0]['behavior_mean']:.1f} | {runs[0]['behavior_final']:.1f} |")
             if name in COLORS:
                 axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
-                tables = [read(f.parent, "metrics.csv")
-                          for f in sorted(family.glob(f"{name}-s*/summary.json"))]
+                tables = [read(f, "metrics.csv") for f in folders_of(family, name)]
                 band(axes, tables, COLORS[name], label)
         axes.set(title=family.name, xlabel="training steps")
         axes.set_xscale("symlog", linthresh=10)
@@ -136,17 +180,17 @@ def results(folder, path):
     named = {label: line for axes in panels[:len(families)]
              for line, label in zip(*axes.get_legend_handles_labels())}     # each method once
     figure.legend(named.values(), named, loc="outside lower center", ncols=6)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 # -------------------------------------------------------------------------------- families together
-def births(env):
-    """Return of each test task's agent in the first episode that the data file has of it: uniform
-    actions."""
+def births(env, tasks):
+    """Return of each of these tasks' agents in the first episode that the data file has of it:
+    uniform actions."""
     x, _ = dataset.read(dataset.default_path(env), env)
     starts = np.cumsum(x["episode_length"]) - x["episode_length"]
     returns = np.add.reduceat(x["rewards"], starts)
-    return np.array([returns[x["episode_task"] == i][0] for i in envs.FAMILIES[env].test])
+    return np.array([returns[x["episode_task"] == i][0] for i in tasks])
 
 
 def iqm(x):
@@ -170,27 +214,33 @@ def scores(folder, path):
     """Every family's returns on one scale, 0 the agents' first episode, 1 their end, put together
     by the interquartile mean (Agarwal et al., 2021); each dot a task, its mean over seeds."""
     folder = pathlib.Path(folder)
-    names = [name for name in NAMES if all(runs_of(folder / env, name) for env in FAMILIES)]
+    names = [name for name in NAMES if all(folders_of(folder / env, name) for env in FAMILIES)]
     if "macaw" not in names:
         raise BadInput(f"{folder} holds no runs of MACAW on {', '.join(FAMILIES)}")
     figure = Figure(figsize=(9, 1.4 + 0.7 * len(names)), layout="constrained")
     axes = figure.subplots()
     print("| method | seeds | interquartile mean | MACAW's lead | " + " | ".join(FAMILIES)
           + " |\n|---|---|---|---|" + "---|" * len(FAMILIES))
-    zero = {env: births(env) for env in FAMILIES}
+    rivals = {env: runs_of(folder / env, "macaw") for env in FAMILIES}
+    zero = {env: births(env, [task["id"] for task in runs[0]["tasks"]])
+            for env, runs in rivals.items()}
     for y, name in enumerate(names):
-        parts, both = {}, {}
+        parts, both, lead = {}, {}, ""
         for env in FAMILIES:
-            runs, rivals = runs_of(folder / env, name), runs_of(folder / env, "macaw")
-            scale = numbers(runs[:1], "behavior_final") - zero[env]
-            parts[env] = (numbers(runs, "after") - zero[env]) / scale
-            both[env] = (paired(rivals, runs) - zero[env][:, None]) / scale[..., None]
-        lead = aggregate(both, lambda x: iqm(x[:, 0]) - iqm(x[:, 1]))
+            runs = runs_of(folder / env, name)
+            end = numbers([*runs, *rivals[env]], "behavior_final")[0]     # one list of tasks
+            parts[env] = (numbers(runs, "after") - zero[env]) / (end - zero[env])
+            pair = shared([rivals[env], runs])
+            if pair[0]:
+                x = (paired(pair) - zero[env]) / (end - zero[env])
+                both[env] = np.moveaxis(x, 0, -1)                       # (seeds, tasks, 2)
+        if name != "macaw" and len(both) == len(FAMILIES):
+            lead = as_text(*aggregate(both, lambda x: iqm(x[:, 0]) - iqm(x[:, 1])), sign="+",
+                           digits=2)
         mean, low, high = aggregate(parts, iqm)
         seeds = sorted({len(x) for x in parts.values()})
         print(f"| {METHODS[name]} | {' to '.join(map(str, seeds))} | "
-              f"{as_text(mean, low, high, digits=2)} | "
-              f"{as_text(*lead, sign='+', digits=2) if name != 'macaw' else ''} | "
+              f"{as_text(mean, low, high, digits=2)} | {lead} | "
               + " | ".join(f"{x.mean():.2f}" for x in parts.values()) + " |")
         for k, (env, x) in enumerate(parts.items()):
             axes.plot(x.mean(0), np.full(x.shape[1], y + 0.12 * (k - 1.5)), "o", color=f"C{k}",
@@ -202,7 +252,7 @@ def scores(folder, path):
     axes.set(xlabel="score: 0 the agents' first episode, 1 their end (bar: interquartile mean)")
     axes.grid(axis="x", alpha=0.4)
     figure.legend(loc="outside lower center", ncols=len(FAMILIES))
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 # ---------------------------------------------------------------------------- other held-out tasks
@@ -210,21 +260,20 @@ def rotation(folder, path):
     """Returns on the test tasks and on the sets held out instead in runs NAME_setK; every task a
     dot, its mean over seeds. Prints means over all of them and leads, paired."""
     names = "macaw", "meta_bc", "mt_awr"
-    families = families_of(folder, "macaw_set*-s*")
+    families = families_of(folder, "macaw_set*")
     figure = Figure(figsize=(9, 2.6 * len(families) + 0.5), layout="constrained")
     panels = figure.subplots(len(families), 1, squeeze=False)[:, 0]
     print("| family | tasks | " + " | ".join(f"{METHODS[n]} | lead" for n in names)[:-7]
           + " | agents at their end |\n|---|---|" + "---|" * 6)
     for axes, family in zip(panels, families):
-        sets = ["", *sorted({f.name.split("-s")[0].removeprefix("macaw") for f in family.glob(
-            "macaw_set*-s*")})]
-        columns = {name: [runs_of(family, name + suffix) for suffix in sets] for name in names}
-        seeds = min(len(runs) for column in columns.values() for runs in column)
-        returns = {name: np.concatenate([numbers(runs[:seeds], "after") for runs in column], 1)
-                   for name, column in columns.items()}                 # (seeds, tasks)
-        ids = [task["id"] for runs in columns["macaw"] for task in runs[0]["tasks"]]
-        end = np.concatenate([numbers(runs[:1], "behavior_final")[0] for runs in columns["macaw"]])
-        unchosen = ~np.isin(ids, CHOSEN_ON[family.name])
+        sets = ["", *sorted({f.name.split("-s")[0].removeprefix("macaw")
+                             for f in folders_of(family, "macaw_set*")})]
+        cells = shared_of(family, [name + suffix for suffix in sets for name in names])
+        parts = [cells[k:k + len(names)] for k in range(0, len(cells), len(names))]    # a set each
+        returns = dict(zip(names, np.concatenate([paired(part) for part in parts], -1)))
+        tasks = [task for macaws, *_ in parts for task in macaws[0]["tasks"]]
+        ids, end = (np.array([task[key] for task in tasks]) for key in ("id", "behavior_final"))
+        unchosen = ~np.isin(ids, CHOSEN_ON.get(family.name, ()))
         for words, kept in (("all", unchosen | True), ("without those chosen on", unchosen)):
             cells = [f"{as_text(*interval(returns['macaw'][:, kept]))}"]
             for name in names[1:]:
@@ -236,32 +285,33 @@ def rotation(folder, path):
         axes.plot(end[order], "_", color="black", ms=14, mew=2, label="agents at their end")
         for name in names:
             axes.plot(returns[name].mean(0)[order], "o", color=COLORS[name], label=METHODS[name])
-        axes.set_xticks(range(len(ids)), np.array(ids)[order])
+        axes.set_xticks(range(len(ids)), ids[order])
         axes.set(title=family.name, ylabel="return")
         axes.grid(axis="y", alpha=0.4)
     panels[-1].set(xlabel="held-out task")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 # ------------------------------------------------------------------------------- few training tasks
 def few(folder, path):
     """Return over the number of training tasks, aligned agents; runs NAME_fewN and NAME_aligned."""
-    folder = pathlib.Path(folder)
-    sizes = sorted(int(f.name.split("_few")[1].split("-")[0]) for f in folder.glob("macaw_few*-s0"))
+    folder = family_at(folder)
+    sizes = sorted({int(size) for f in folders_of(folder, "macaw_few*")
+                    for size in re.findall(r"_few(\d+)-", f.name)})
     if not sizes:
-        raise BadInput(f"{folder} holds no macaw_fewN-s0; name a family's folder of results")
+        raise BadInput(f"{folder} holds no macaw_fewN-sSEED; name a family's folder of results")
     everything = len(envs.FAMILIES[folder.name].tasks) - len(envs.FAMILIES[folder.name].test)
     columns = {**{size: f"_few{size}" for size in sizes}, everything: "_aligned"}
+    returns = {name: paired(shared_of(folder, [name + suffix for suffix in columns.values()]))
+               for name in ("macaw", "mt_awr", "focal", "pearl")}       # (sizes, seeds, tasks)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     print(f"| method | seeds | {' | '.join(f'{size} tasks' for size in columns)} |\n|---|---|"
           + "---|" * len(columns))
-    for k, name in enumerate(("macaw", "mt_awr", "focal", "pearl")):
-        cells = [runs_of(folder, name + suffix) for suffix in columns.values()]
-        seeds = min(map(len, cells))
-        x = np.array([numbers(runs[:seeds], "after") for runs in cells])    # (sizes, seeds, tasks)
-        print(f"| {METHODS[name]} | {seeds} | {' | '.join(as_text(*interval(y)) for y in x)} |")
+    for k, (name, x) in enumerate(returns.items()):
+        print(f"| {METHODS[name]} | {x.shape[1]} | "
+              f"{' | '.join(as_text(*interval(y)) for y in x)} |")
         place = np.array(list(columns)) * 1.03 ** (k - 1.5)
         axes.plot(place, x.mean((1, 2)), "o-", color=COLORS[name], lw=2, label=METHODS[name])
         axes.plot(place, x.mean(1), ".", color=COLORS[name], alpha=0.5)
@@ -272,7 +322,7 @@ def few(folder, path):
              title=folder.name)
     axes.grid(axis="y", alpha=0.4)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 # ---------------------------------------------------------------------------------- adapted to what
@@ -291,12 +341,11 @@ def judged(folder, path, columns, title):
     those in its subfolders; every task a dot, its mean over seeds. Prints the table."""
     rows = {}
     for name, label in NAMES.items():
-        runs = [[f.parent / column for column in columns]
-                for f in sorted(pathlib.Path(folder).glob(f"{name}-s*/summary.json"))]
+        runs = [[f / column for column in columns] for f in folders_of(folder, name)]
         runs = [run for run in runs if all((f / "summary.json").exists() for f in run)]
         if runs:
-            rows[label] = np.array([numbers([read(f, "summary.json") for f in run], "after")
-                                    for run in runs])                   # (seeds, columns, tasks)
+            rows[label] = np.moveaxis(paired([[read(f, "summary.json") for f in column]
+                                              for column in zip(*runs)]), 0, 1)
     if not rows:
         raise BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, columns))}"
                        "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
@@ -305,7 +354,7 @@ def judged(folder, path, columns, title):
     first, *_, last = columns.values()
     print(f"| method | seeds | {' | '.join(columns.values())} | {last} - {first} |")
     print("|---|---|---|" + "---|" * len(columns))
-    for y, (label, x) in enumerate(rows.items()):
+    for y, (label, x) in enumerate(rows.items()):                       # x (seeds, columns, tasks)
         cells = [interval(x[:, k]) for k in range(len(columns))]
         print(f"| {label} | {len(x)} |", *(f"{as_text(*cell)} |" for cell in cells),
               f"{signed(x[:, -1] - x[:, 0])} |")                  # paired
@@ -319,7 +368,7 @@ def judged(folder, path, columns, title):
     axes.grid(axis="x", alpha=0.4)
     axes.set(xlabel="return after adaptation (small dots: tasks)", title=title)
     figure.legend(loc="outside lower center", ncols=len(columns))
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 # -------------------------------------------------------------------- their own exploration, online
@@ -327,14 +376,14 @@ def own(folder, path):
     """SMAC and its controls, adapted to two exploration episodes of their own, before and after
     the online phase; a dot a run. Prints means and intervals over seeds."""
     variants = "smac", "frozen", "no_data"
-    families = families_of(folder, "smac-s*")
+    families = families_of(folder, "smac")
     figure = Figure(figsize=(4.5 * len(families), 3.5), layout="constrained")
     panels = figure.subplots(1, len(families), squeeze=False)[0]
     print("| family | variant | seeds | buffer's context | own, before | own, after | change |\n"
           "|---|---|---|---|---|---|---|")
     for axes, family in zip(panels, families):
         for k, name in enumerate(variants):
-            runs = runs_of(family, name)
+            runs = runs_of(family, name, ("tasks", "own_before", "own_after"))
             if not runs:
                 continue
             x = np.array([[run["own_before"], run["own_after"]] for run in runs])   # (seeds, 2)
@@ -351,7 +400,7 @@ def own(folder, path):
         axes.set(title=family.name, xlim=(-0.5, len(variants) - 0.5))
         axes.grid(axis="y", alpha=0.4)
     panels[0].set(ylabel="return on held-out tasks\n(left before, right after the phase)")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 # Of each curve: the runs' name, and the returns (tasks, marks) in their summaries
@@ -360,25 +409,44 @@ CURVES = {"adapted (MACAW)": ("online", "adapted_tasks"),
           "random weights": ("online", "random_tasks"),
           "adapted, authors' recipe": ("online", "authors_tasks"),
           "Offline PEARL": ("online_pearl", "adapted_tasks")}
+TUNED = dict(online=("macaw", "no_advantage", "no_wt", "no_wt_wide", "maml_awr", "meta_bc"),
+             online_pearl=("focal", "pearl", "pearl_regularised"))      # what such a run may be of
+
+
+def online_runs(family):
+    """Summaries of a family's runs of fine-tuning by their name; raises BadInput where one is not
+    finished, of another method than its name tells, or of another length than the others."""
+    curves = {name: [returns for other, returns in CURVES.values() if other == name]
+              for name in TUNED}
+    found = {name: runs_of(family, name, ("of", "online_steps", *curves[name])) for name in TUNED}
+    first = found["online"][0]
+    for name, runs in found.items():
+        for run in runs:
+            where = f"{family}/{name}-s{run['seed']}"
+            if run["of"] not in TUNED[name] or run["of"] != runs[0]["of"]:
+                raise BadInput(f"{where} fine-tunes {run['of']!r}, unlike what its name or its "
+                               "neighbours tell; move it elsewhere")
+            if run["online_steps"] != first["online_steps"] or any(
+                    len(run[returns]) != len(first["adapted_tasks"]) for returns in curves[name]):
+                raise BadInput(f"{where} was judged at other steps or on other tasks than its "
+                               "neighbours; make it anew as these were, or move it elsewhere")
+    return found
 
 
 def online(folder, path):
     """Return over environment steps of fine-tuning, a panel a family, from each start, beside the
     agents that made the data. Prints the table, with each point's change since step 0, paired."""
-    families = families_of(folder, "online-s*")
+    families = {family: online_runs(family) for family in families_of(folder, "online")}
     figure = Figure(figsize=(4.2 * len(families), 4), layout="constrained")
     panels = figure.subplots(1, len(families), squeeze=False)[0]
-    for axes, family in zip(panels, families):
-        steps = None
+    for axes, (family, found) in zip(panels, families.items()):
+        steps = found["online"][0]["online_steps"]
+        print(f"| {family.name} | seeds | {' | '.join(map(str, steps))} | "
+              f"{steps[-1]} - 0 |\n|{'---|' * (len(steps) + 3)}")
         for k, (label, (name, returns)) in enumerate(CURVES.items()):
-            runs = [read(f.parent, "summary.json", ("online_steps", returns))
-                    for f in sorted(family.glob(f"{name}-s*/summary.json"))]
+            runs = found[name]
             if not runs:
                 continue
-            if not steps:
-                steps = runs[0]["online_steps"]
-                print(f"| {family.name} | seeds | {' | '.join(map(str, steps))} | "
-                      f"{steps[-1]} - 0 |\n|{'---|' * (len(steps) + 3)}")
             x = np.array([run[returns] for run in runs])                # (seeds, tasks, marks)
             cells = [interval(x[..., m]) for m in range(len(steps))]
             print(f"| {label} | {len(runs)} | {' | '.join(as_text(*cell) for cell in cells)} | "
@@ -390,7 +458,7 @@ def online(folder, path):
         axes.set(title=family.name, xlabel="environment steps of a task")
     panels[0].set(ylabel="return on held-out tasks")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def life(env, pieces=20):

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a notebook's alone
 
 import envs
-from helpers.command import BadInput, Parser, check_writable, one_sentence
+from helpers.command import BadInput, Parser, check_writable, one_sentence, replacing
+from helpers.dataset import is_number
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73", "focal": "#CC79A7",
           "pearl": "#D55E00", "smac": "#56B4E9"}                # Okabe and Ito
@@ -29,42 +30,97 @@ def check_picture(path):
         raise BadInput(f"{path} is no picture; end it with .png, .pdf or .svg")
 
 
-def read(folder, name, needed=()):
+def save(figure, path):
+    """Writes a picture; an old one stays until the new one is whole."""
+    with replacing(path) as file:
+        figure.savefig(file, format=pathlib.Path(path).suffix[1:], dpi=150)
+
+
+def is_list(x):
+    return isinstance(x, list) and len(x) > 0
+
+
+def are_numbers(x):
+    return is_list(x) and all(map(is_number, x))
+
+
+def fits(content, name):
+    """Whether a config or a summary holds this, as helpers/run.py and experiments.py write it."""
+    x = content.get(name)
+    if name == "env":
+        return isinstance(x, str) and x in envs.FAMILIES
+    if name in ("variant", "of"):
+        return isinstance(x, str) and x.isprintable()               # it stands in a sentence
+    if name == "seed":
+        return type(x) is int                                       # True is an int, too
+    if name == "online_steps":
+        return are_numbers(x)
+    if name.endswith("_tasks"):                                     # of each task, at each mark
+        return is_list(x) and all(are_numbers(row) and len(row) == len(content["online_steps"])
+                                  for row in x)
+    if name == "tasks":
+        ids = range(len(envs.FAMILIES[content["env"]].tasks))
+        return is_list(x) and all(
+            isinstance(task, dict) and type(task.get("id")) is int and task["id"] in ids
+            and all(is_number(task.get(key)) for key in ("before", "after", "behavior_final"))
+            for task in x)
+    return is_number(x)
+
+
+def read(folder, name, needed=("tasks",)):
     """One of a run's files: config.json or summary.json as a dict, metrics.csv as columns of
-    numbers. Raises BadInput, also where it lacks what is needed, or what every such file has."""
+    numbers. Raises BadInput where it lacks what each such file has, or a summary what is needed."""
     try:
         with open(pathlib.Path(folder) / name) as file:
             if name.endswith(".json"):
                 content = json.load(file)
-                needed = ("variant", "env", "seed",
-                          *(needed or (["tasks"] if "summary" in name else [])))
+                if not isinstance(content, dict):
+                    raise ValueError("no dictionary")
+                wanted = ("env", "variant", "seed", *(needed if "summary" in name else ()))
+                lacks = next((key for key in wanted if not fits(content, key)), None)
             else:
                 rows = list(csv.DictReader(file))
                 content = {column: np.array([float(row[column] or "nan") for row in rows])
                            for column in (rows[0] if rows else ())}
-                needed = ("step", "before", "after")
-            if missing := [key for key in needed if key not in content]:
-                raise ValueError(f"no {missing[0]}")
+                wanted = ("step", "before", "after")
+                lacks = next((key for key in wanted if key not in content), None)
+            if lacks:
+                raise ValueError(f"no {lacks} that can be used")
             return content
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{folder} holds no {name}; name the folder of a run") from None
     except (ValueError, TypeError, KeyError, csv.Error) as problem:
-        raise BadInput(f"{folder}/{name} cannot be read ({problem}); make the run anew") from None
+        raise BadInput(f"{folder}/{name} cannot be read ({problem}); finish the run or make it "
+                       "anew") from None
+
+
+def label_of(run):
+    return f"{run['variant']}, seed {run['seed']}"
+
+
+def check_alike(runs, what):
+    """Raises BadInput where what(run), of configs or summaries, is not the same for all of them."""
+    for run in runs[1:]:
+        if what(run) != what(runs[0]):
+            one, other = (f"{label_of(x)} on {x['env']}" for x in (runs[0], run))
+            raise BadInput(f"{one}, and {other}, are of different families or held-out tasks; "
+                           "leave one of them out")
 
 
 def curve(folders, path):
     """Held-out return before and after adaptation over meta-steps, a line a run."""
+    configs = [read(folder, "config.json") for folder in folders]
+    check_alike(configs, lambda config: config["env"])
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for folder in folders:
-        config, table = read(folder, "config.json"), read(folder, "metrics.csv")
-        line, = axes.plot(table["step"], table["after"],
-                          label=f"{config['variant']}, seed {config['seed']}")
+    for folder, config in zip(folders, configs):
+        table = read(folder, "metrics.csv")
+        line, = axes.plot(table["step"], table["after"], label=label_of(config))
         axes.plot(table["step"], table["before"], ":", color=line.get_color())
     axes.set(xlabel="meta-steps", ylabel="return on held-out tasks",
-             title=f"{config['env']}: after (solid) and before (dotted) adaptation")
+             title=f"{configs[0]['env']}: after (solid) and before (dotted) adaptation")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def name_of(task, i):
@@ -94,11 +150,12 @@ def tasks(folders, path):
              xlim=(-0.5, len(ids) - 0.5))
     axes.grid(axis="y", alpha=0.4)
     axes.legend(markerscale=0.8)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def numbers(runs, name):
-    """A number of each task of each run, (seeds, tasks)."""
+    """A number of each task of each run, (seeds, tasks); raises BadInput where tasks differ."""
+    check_alike(runs, lambda run: (run["env"], [task["id"] for task in run["tasks"]]))
     return np.array([[task[name] for task in run["tasks"]] for run in runs])
 
 
@@ -115,7 +172,7 @@ def growth(sizes, times, path):
         axes.set_xticks(ticks, ticks, minor=False)
         axes.minorticks_off()
     panels[0].set(ylabel="ms a meta-step (dotted: linear)")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def main():

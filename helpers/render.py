@@ -3,6 +3,8 @@
 Gymnasium draws with MuJoCo's renderer, which on a machine without a display needs EGL or OSMesa
 (on Debian and Ubuntu: apt install libegl1, or libosmesa6) and MUJOCO_GL=egl or =osmesa.
 """
+import pathlib
+
 import numpy as np
 import torch
 from gymnasium.wrappers import RenderCollection
@@ -29,6 +31,8 @@ def camera(env, task):
 def check(env, path):
     """Raises BadInput where the GIF could not be drawn or written."""
     check_writable(path)
+    if pathlib.Path(path).suffix != ".gif":
+        raise BadInput(f"--render {path} is no film; end it with .gif")
     camera(env, envs.FAMILIES[env].tasks[0]).close()
 
 

@@ -17,6 +17,7 @@ until), its paper's training loop, of this form:
 """
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -67,9 +68,11 @@ class RunConfig:
 
 # What may differ from the settings in a checkpoint: always, when it is only evaluated, and when its
 # run goes on
-FREE = {"evaluate", "resume", "out", "data", "device", "render", "final_draws"}
-FREE_IN_TESTING = {"test_steps", "test_batch"}
+FREE = {"evaluate", "resume", "out", "data", "device", "render"}
+FREE_IN_TESTING = {"test_steps", "test_batch", "final_draws"}
 FREE_IN_RESUMING = {"adapt_data"}       # files may have moved; their content is checked
+
+STEP_SIZES = "lr", "policy_lr", "value_lr", "step_lr", "inner_lr"      # of one method or another
 
 STATE = dict(format=int, config=dict, data=str, train=list, stats=dict, learner=dict, step=int,
              optimizer=dict, generator=torch.Tensor, seconds=float, rows=list,
@@ -91,9 +94,9 @@ class Run:
 
     def __init__(self, method, config, state=None, folder=None):
         self.method, self.config, self.folder = method, config, folder
+        if not (method.parallel or config.evaluate):
+            command.alone()
         self.rank, self.world = processes(config)
-        if self.world > 1 and not method.parallel:
-            raise BadInput("this method trains in one process; start it without torchrun")
         learns = not state or config.resume
         self.buffers = Buffers(config.data or default_path(config.env), config, state,
                                parse_files(config.adapt_data) if learns else ())
@@ -115,13 +118,12 @@ class Run:
             self.notes = state["notes"]
 
     def save(self):
-        with command.replacing(self.folder / "checkpoint.pt") as file:
-            torch.save(dict(
-                format=CHECKPOINT_FORMAT, config=dataclasses.asdict(self.config),
-                data=self.buffers.fingerprint, train=self.buffers.train, stats=self.buffers.stats,
-                learner=self.learner.state_dict(), step=self.step,
-                optimizer=self.optimizer.state_dict(), generator=self.generator.get_state(),
-                seconds=self.seconds, rows=self.rows, notes=self.notes), file)
+        command.save_tensors(self.folder / "checkpoint.pt", dict(
+            format=CHECKPOINT_FORMAT, config=dataclasses.asdict(self.config),
+            data=self.buffers.fingerprint, train=self.buffers.train, stats=self.buffers.stats,
+            learner=self.learner.state_dict(), step=self.step,
+            optimizer=self.optimizer.state_dict(), generator=self.generator.get_state(),
+            seconds=self.seconds, rows=self.rows, notes=self.notes))
         command.save_csv(self.folder / "metrics.csv", self.rows)
 
     # ------------------------------------------------------------- what a training loop is made of
@@ -153,6 +155,7 @@ class Run:
         else:
             returns = evaluate(self, EVAL_DRAWS)
         before, after = (x.mean() for x in returns)
+        self.check_finite(before, "return before adaptation")
         self.check_finite(after, "return after adaptation")
         losses = {name: float(np.mean([x[name] for x in self.losses]))
                   for name in (self.losses[0] if self.losses else ())}
@@ -192,12 +195,13 @@ class Run:
         self.optimizer.step()
         self.losses.append(losses)
 
-
     def check_finite(self, x, name):
         """Raises Diverged, before an update or a checkpoint is made of it."""
         if not math.isfinite(x):
+            sizes = ", ".join(f"--{name.replace('_', '-')}" for name in STEP_SIZES
+                              if hasattr(self.config, name))
             raise Diverged(f"the {name} is {x}; the last checkpoint is good, but start a new run "
-                           "with smaller step sizes (--policy-lr, --value-lr, --step-lr)")
+                           f"with smaller step sizes ({sizes})")
 
 
 # ---------------------------------------------------------------------------- rollout, evaluation
@@ -249,6 +253,8 @@ def summary(run):
     """What `summary.json` holds: returns on the held-out tasks at the last checkpoint."""
     config, buffers = run.config, run.buffers
     before, after = run.returns or evaluate(run, config.final_draws)
+    run.check_finite(before.mean() + after.mean(), "return")
+    notes = {} if config.evaluate else run.notes        # they were taken in training
     tasks = [dict(id=i, before=float(b), after=float(a), behavior_final=buffers.behavior_final[i],
                   behavior_mean=buffers.behavior_mean[i])
              for i, b, a in zip(buffers.test, before, after)]
@@ -256,7 +262,7 @@ def summary(run):
              if name != "id"}
     return dict(env=config.env, variant=config.variant, seed=config.seed, steps=run.step,
                 seconds=round(run.seconds, 1),
-                steps_per_second=round(run.step / max(run.seconds, 1e-9), 2), **means, **run.notes,
+                steps_per_second=round(run.step / max(run.seconds, 1e-9), 2), **means, **notes,
                 tasks=tasks)
 
 
@@ -272,7 +278,7 @@ def report(result):
 def processes(config):
     """Rank of this process and number of processes, (0, 1) but for training under torchrun; raises
     BadInput."""
-    if "RANK" not in os.environ or config.evaluate:
+    if "WORLD_SIZE" not in os.environ or config.evaluate:
         return 0, 1
     if not dist.is_initialized():
         if config.device != "cpu":
@@ -314,6 +320,9 @@ def load_checkpoint(path, method, given):
     for name, kind in STATE.items():
         check(isinstance(state.get(name), kind), f"holds no '{name}'; train anew")
     config = state["config"]
+    variant = config.get("variant")
+    check(variant in method.variants, f"is of another program (variant {variant}); give it to that "
+                                      "one")
     fields = {field.name for field in dataclasses.fields(method.config)}
     check(set(config) == fields, "was made with other settings than this version has; train anew")
     try:
@@ -349,7 +358,7 @@ def load(method, path, **given):
     """The run of a checkpoint: a learner and its buffers, ready to adapt or (resume=True) to go on.
     `given`: settings that differ, among the free ones. Raises BadInput."""
     state = load_checkpoint(path, method, given)
-    once = dict(resume=False, evaluate="", render="")           # of the command that made it
+    once = dict(resume=False, evaluate="", render="", out="")   # of the command that made it
     config = method.config(**{**state["config"], **once, **given})
     command.check_device(config.device)
     try:
@@ -374,6 +383,16 @@ def check_resumable(run, state, path):
             raise BadInput(f"{path} has an optimizer state that does not fit; train anew")
 
 
+def begun(file, config):
+    """Whether a file is all that a run leaves which is killed before its first checkpoint."""
+    try:
+        return file.suffix == ".part" or (
+            file.name == "config.json"
+            and json.loads(file.read_text()).keys() == dataclasses.asdict(config).keys())
+    except (ValueError, AttributeError, OSError):
+        return False
+
+
 def run_folder(config):
     """A new folder, runs/ENV-VARIANT-sSEED or the one named, which holds something only where its
     run goes on, or was killed before its first checkpoint."""
@@ -381,12 +400,9 @@ def run_folder(config):
         folder = pathlib.Path(config.out)
         if config.resume:
             return folder
-        if folder.exists():
-            taken = not folder.is_dir() or any(
-                file.name != "config.json" and file.suffix != ".part" for file in folder.iterdir())
-            if taken:
-                raise BadInput(f"{folder} is taken; give another --out, or --resume to go on with "
-                               "it")
+        if folder.exists() and not (folder.is_dir() and all(
+                begun(file, config) for file in folder.iterdir())):
+            raise BadInput(f"{folder} is taken; give another --out, or --resume to go on with it")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     name, number = f"{config.env}-{config.variant}-s{config.seed}", 1
@@ -402,32 +418,46 @@ def run_folder(config):
 def go(method, config, given):
     """Train or evaluate as the command line says."""
     command.check_device(config.device)
-    if config.render:                               # all that can fail, before the work
-        render.check(config.env, config.render)
     if config.resume and not config.out:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
+    if config.resume and config.evaluate:
+        raise BadInput("--resume trains and --evaluate does not; give one of them")
+    if given.get("evaluate") == "":
+        raise BadInput("--evaluate names no checkpoint; name one")
     if config.evaluate:
         if command.rank() == 0:
-            run = load(method, config.evaluate, **given)
-            run.folder = run_folder(run.config) if config.out else None
-            result = summary(run)
-            if run.folder:
-                command.save_json(run.folder / "config.json", dataclasses.asdict(run.config))
-                command.save_json(run.folder / "summary.json", result)
-            finish(run, result)
+            judge(load(method, config.evaluate, **given))
         return
     if config.resume:
         run = load(method, f"{config.out}/checkpoint.pt", **given)
     else:
+        if config.render:                           # before the data are read
+            render.check(config.env, config.render)
         if not (config.data or config.adapt_data):
             config = dataclasses.replace(config, adapt_data=shipped_lenders(config.env))
         run = Run(method, config)
     if run.rank:                                    # the first process evaluates and saves
         method.train(run, run.config.steps)
         return
+    if config.resume and config.render:
+        render.check(run.config.env, config.render)
     run.folder = run_folder(run.config)
     with command.lock(run.folder):
         result = train(run)
+    finish(run, result)
+
+
+def judge(run):
+    """Evaluate a checkpoint, and keep the result where a folder is named."""
+    config = run.config
+    if config.render:
+        render.check(config.env, config.render)
+    folder = run_folder(config) if config.out else None
+    with command.lock(folder) if folder else contextlib.nullcontext():
+        result = summary(run)
+        if folder:
+            command.save_json(folder / "config.json", dataclasses.asdict(config))
+            command.save_json(folder / "summary.json", result)
     finish(run, result)
 
 

@@ -2,9 +2,12 @@
 
     python -m helpers.slim runs/cheetah_vel-focal-s0/checkpoint.pt notebooks/focal.pt
 """
+import os
+
 import torch
 
-from helpers.command import BadInput, Parser, check_writable, load_tensors, one_sentence, replacing
+from helpers import command
+from helpers.command import BadInput, Parser, one_sentence
 
 NEVER_READ = "lived."       # in testing: what SMAC's policies lived in training
 
@@ -29,12 +32,18 @@ def main():
     parser.add_argument("out")
     arguments = parser.parse_args()
     with one_sentence(parser.leave):
-        check_writable(arguments.out)
-        state = load_tensors(arguments.checkpoint)
-        if not isinstance(state, dict) or not {"learner", "optimizer"} <= set(state):
+        command.check_writable(arguments.out)
+        if os.path.realpath(arguments.out) == os.path.realpath(arguments.checkpoint):
+            raise BadInput("the small copy cannot be gone on with, so give it another name")
+        state = command.load_tensors(arguments.checkpoint)
+        if not isinstance(state, dict) or not all(
+                isinstance(state.get(part), dict) for part in ("learner", "optimizer")):
             raise BadInput(f"{arguments.checkpoint} is no checkpoint of a run; name one")
-        with replacing(arguments.out) as file:
-            torch.save(slim(state), file)
+        small = slim(state)
+        if not all(x.isfinite().all() for x in small["learner"].values()):
+            raise BadInput(f"{arguments.checkpoint} has weights beyond half precision; ship it as "
+                           "it is")
+        command.save_tensors(arguments.out, small)
 
 
 if __name__ == "__main__":

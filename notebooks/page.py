@@ -110,6 +110,9 @@ def content(paths, tasks):
             name, run = open_run(path, data=WHOSE[group])
             D, = run.buffers.sample(ids, [256], torch.Generator().manual_seed(0))
             if group == "aligned":
+                if name in methods:
+                    raise BadInput(f"{path} is a second checkpoint of {name}; give one of each "
+                                   "method")
                 methods[name] = dict(label=plot.METHODS[name], color=plot.COLORS.get(name, "gray"),
                                      before=episodes(run, D, ids, adapted=False))
             methods[name][group] = episodes(run, D, ids, adapted=True)

@@ -63,6 +63,8 @@ def main():
                         help="the folder to write to (notebooks/student)")
     arguments = parser.parse_args()
     with one_sentence(parser.leave):
+        if arguments.out.resolve() == HERE:
+            raise BadInput(f"{HERE} holds the full lessons; give another --out")
         arguments.out.mkdir(parents=True, exist_ok=True)
         for path in sorted(HERE.glob("[0-9]_*.ipynb")):
             check_writable(arguments.out / path.name)
