@@ -5,11 +5,10 @@
     python collect.py --env walker_params --join a.npz,b.npz  # of each task the better agent
 
 The agents never meet, but they live in lock-step: every weight has a leading task axis, so one
-batched matrix product serves all of them (agents: N, batch: B). They live under common random
-numbers: first weights, resets, exploration noise and choice of batches are the same for all, so
-that two agents part only as far as their tasks make them. So gaits are alike from task to task,
-and what is learned from some tasks' data helps in others. With --independent agents share nothing,
-as in the paper.
+batched matrix product serves all of them (agents: N, batch: B). First weights, resets, exploration
+noise and choice of batches are the same for all, so that two agents part only as far as their tasks
+make them. So gaits are alike from task to task, and what is learned from some tasks' data helps in
+others. With --independent agents share nothing, as in the paper.
 
 The ants are one agent with N lives instead (--shared). It is told the task by a one-hot, which
 the data do not hold. An ant on its own learns to stand long before it learns to run.
@@ -120,21 +119,18 @@ class Collection:
         replay["obs"][:, t] = self.obs
         replay["action"][:, t] = self.actions()     # rounded to float16 before it is executed, so
         actions = replay["action"][:, t].float().cpu().numpy()      # that stored episodes replay
+        dataset.check_lived(t, action=replay["action"][:, t])
+        outcomes = [env.step(action) for env, action in zip(self.envs, actions)]
+        for k, name in enumerate(("next_obs", "reward", "terminated", "truncated")):
+            replay[name][:, t] = torch.as_tensor(np.array([outcome[k] for outcome in outcomes]))
+        dataset.check_lived(t, observation=replay["next_obs"][:, t], reward=replay["reward"][:, t])
+        self.obs[:] = replay["next_obs"][:, t]
         self.steps += 1
-        ended = []
-        for i, env in enumerate(self.envs):
-            obs, reward, terminated, truncated, _ = env.step(actions[i])
-            self.obs[i] = torch.as_tensor(obs)
-            for name, x in (("reward", reward), ("terminated", terminated),
-                            ("truncated", truncated)):
-                replay[name][i, t] = float(x)
+        for i, (_, reward, terminated, truncated, _) in enumerate(outcomes):
             self.episodes[i][-1][1] += 1
             self.episodes[i][-1][3] += float(reward)
             if terminated or truncated:
-                ended.append(i)
-        replay["next_obs"][:, t] = self.obs
-        for i in ended:
-            self.begin_episode(i)
+                self.begin_episode(i)
         if t >= config.random_steps:
             for _ in range(math.ceil((t + 1) * config.updates) - math.ceil(t * config.updates)):
                 self.learn()
@@ -153,57 +149,61 @@ class Collection:
         return [float(np.mean(r[-10:])) if r else math.nan for r in whole]
 
     def save(self, path):
-        lived = {name: x[:, :self.steps].clone() for name, x in self.replay.items()}
-        with command.replacing(path) as file:
-            torch.save(dict(config=dataclasses.asdict(self.config), steps=self.steps, replay=lived,
-                            episodes=self.episodes, agents=self.agents.state_dict(),
-                            optimizers=[o.state_dict() for o in self.agents.optimizers],
-                            generator=self.generator.get_state()), file)
+        command.save_tensors(path, dict(
+            config=dataclasses.asdict(self.config), steps=self.steps, episodes=self.episodes,
+            replay={name: x[:, :self.steps].clone() for name, x in self.replay.items()},
+            agents=self.agents.state_dict(), generator=self.generator.get_state(),
+            optimizers=[o.state_dict() for o in self.agents.optimizers]))
 
     def load(self, path):
         """Go on from a checkpoint, exactly: unfinished episodes are played again up to there."""
-        state = command.load_tensors(path, self.config.device) or {"config": {}}
+        state = command.load_tensors(path, self.config.device)
         free = dict(steps=0, keep=0, device="")             # these may change on the way
-        same = {**state["config"], **free} == {**dataclasses.asdict(self.config), **free}
-        if not same or state["steps"] > self.config.steps:
-            raise BadInput(f"{path} is damaged, or an unfinished collection with other settings or "
-                           "more steps; finish it with those, give another --out, or delete it")
-        self.steps, self.episodes = state["steps"], state["episodes"]
-        for name, x in state["replay"].items():
-            self.replay[name][:, :self.steps] = x
-        self.agents.load_state_dict(state["agents"])
-        for optimizer, saved in zip(self.agents.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        self.generator.set_state(state["generator"].cpu())
-        for i, env in enumerate(self.envs):
-            first, length, seed, _ = self.episodes[i][-1]
-            obs = env.reset(seed=seed)[0]
-            for action in self.replay["action"][i, first:first + length].float().cpu().numpy():
-                obs = env.step(action)[0]
-            self.obs[i] = torch.as_tensor(obs)
+        try:
+            self.steps, self.episodes = state["steps"], state["episodes"]
+            if {**state["config"], **free} != {**dataclasses.asdict(self.config), **free}:
+                raise ValueError
+            for name, x in self.replay.items():
+                x[:, :self.steps] = state["replay"][name]           # more steps do not fit
+            self.agents.load_state_dict(state["agents"])
+            for optimizer, saved in zip(self.agents.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.generator.set_state(state["generator"].cpu())
+            for i, env in enumerate(self.envs):
+                first, length, seed, _ = self.episodes[i][-1]
+                self.obs[i] = torch.as_tensor(env.reset(seed=seed)[0])
+                for action in self.replay["action"][i, first:first + length].float().cpu().numpy():
+                    self.obs[i] = torch.as_tensor(env.step(action)[0])
+        except Exception:                                   # many kinds where it is not ours
+            raise BadInput(f"{path} is damaged, or a collection with other settings or more steps; "
+                           "finish it with those, give another --out, or delete it") from None
 
     def export(self, path):
         """Write the data file that `dataset.read` describes: whole episodes, evenly spaced."""
-        dataset.write(
-            path, dataset.lives(self.replay, self.episodes, self.ids, self.config.keep),
-            dict(format=dataset.FORMAT, family=self.config.env,
-                 tasks={i: self.family.tasks[i] for i in self.ids},
-                 behavior_final=dict(zip(self.ids, self.returns())),
-                 collector=dict.fromkeys(self.ids, dataclasses.asdict(self.config)),
-                 versions=dict(gymnasium=gymnasium.__version__, mujoco=mujoco.__version__)))
+        x = dataset.lives(self.replay, self.episodes, self.ids, self.config.keep)
+        dataset.write(path, x, dict(
+            format=dataset.FORMAT, family=self.config.env,
+            tasks={i: self.family.tasks[i] for i in self.ids},
+            behavior_final=dict(zip(self.ids, self.returns())),
+            collector=dict.fromkeys(self.ids, dataclasses.asdict(self.config)),
+            versions=dict(gymnasium=gymnasium.__version__, mujoco=mujoco.__version__)))
 
 
-def main(config, _):
+def main(config, given):
+    command.alone()
     command.check_device(config.device)
     out = pathlib.Path(config.out or dataset.default_path(config.env))
     command.check_writable(out)
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out or delete it")
-    if config.join:
-        dataset.write(out, *dataset.join(config.join.split(","), config.env, config.keep))
-        return
+    if config.shared and config.independent:
+        raise BadInput("--shared and --independent contradict each other; give --no-shared or none")
     if min(config.steps, config.keep) < (episode := envs.FAMILIES[config.env].horizon):
         raise BadInput(f"--steps and --keep must hold an episode; give {episode} or more for both")
+    if config.join:
+        if unused := sorted(given.keys() - {"env", "out", "join", "keep"}):
+            raise BadInput(f"--join makes no use of --{unused[0].replace('_', '-')}; leave it out")
+        return dataset.write(out, *dataset.join(config.join.split(","), config.env, config.keep))
     with command.lock(f"{out}.lock"), command.stopping("the same command goes on with it"):
         live(Collection(config), config, out)
 

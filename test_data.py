@@ -1,6 +1,8 @@
 """Data files, returns, batches, collection: each test is named after the claim it would refute."""
+import contextlib
 import copy
 import dataclasses
+import io
 import json
 import re
 
@@ -195,6 +197,69 @@ def test_integers_of_any_kind_will_do(tmp_path):
                                            episode_task=x["episode_task"].astype(np.uint64)), meta)
     a, b = (Buffers(tmp_path / name, config_of(**SIZES)) for name in ("a.npz", "b.npz"))
     assert torch.equal(a.last, b.last) and torch.equal(a.first, b.first)
+
+
+def test_a_file_tells_of_its_own_tasks_alone(tmp_path):
+    """So a file that was cut with `part` hides no task of the others that it is joined with."""
+    told = dict(behavior_final={1: 1.0, 2: 2.0, 3: 3.0}, collector={1: "a", 2: "a", 3: "a"})
+    x = data_file(tmp_path / "full.npz", [4, 5, 6], [False] * 3, [1, 2, 3], **told)
+    _, meta = dataset.read(tmp_path / "full.npz", "point_goal")
+    few = dataset.part(x, np.array([True, False, True]))
+    dataset.write(tmp_path / "few.npz", few, meta)
+    with np.load(tmp_path / "few.npz") as file:
+        written = json.loads(str(file["metadata"]))
+    assert written == dataset.read(tmp_path / "few.npz", "point_goal")[1]
+    assert all(set(written[name]) == {"1", "3"} for name in dataset.BY_TASK)
+    assert set(meta["tasks"]) == {"1", "2", "3"}                            # whose caller has it
+    np.savez(tmp_path / "untrue.npz", metadata=np.array(json.dumps(meta)), **few)
+    for first in ("few.npz", "untrue.npz"):
+        x, joined = dataset.join([tmp_path / first, tmp_path / "full.npz"], "point_goal", keep=100)
+        assert x["episode_task"].tolist() == [1, 2, 3]
+        assert all(set(joined[name]) == {"1", "2", "3"} for name in dataset.BY_TASK)
+
+
+@pytest.mark.parametrize("collector", [None, "me", {"0": "me"}])
+def test_a_file_of_ones_own_need_not_tell_of_collectors_and_may_tell_more(collector, tmp_path):
+    x = data_file(tmp_path / "a.npz", [40, 3] * 20, [False] * 40, np.repeat([0, 2], 20))
+    _, meta = dataset.read(tmp_path / "a.npz", "point_goal")
+    for name, thing in (("tasks", {}), ("behavior_final", "good")):
+        meta[name] |= {"banana": thing, "77": thing}
+    meta["collector"] = collector
+    if not collector:
+        del meta["collector"]
+    np.savez(tmp_path / "b.npz", metadata=np.array(json.dumps(meta)), **x)
+    assert set(Buffers(tmp_path / "b.npz", config_of(**SIZES)).behavior_final) == {0, 2}
+    joined, told = dataset.join([tmp_path / "b.npz"], "point_goal", keep=10_000)
+    assert len(joined["rewards"]) == 20 * 43 and set(told["tasks"]) == {"0", "2"}
+    assert told["collector"] == ({"0": "me"} if collector == {"0": "me"} else {})
+
+
+@pytest.mark.parametrize("name, change, words", [
+    ("episode_number", lambda x: np.r_[1, 0, x[2:]], "sorted by episode_number"),
+    ("episode_number", lambda x: np.r_[0, 0, x[2:]], "twice"),
+    ("rewards", lambda x: x.astype(np.longdouble), "'rewards'"),
+    ("observations", lambda x: x.astype(">f4"), "'observations'"),
+    ("rewards", lambda x: x * 1e9, "'rewards' outside -1e[+]06 to 1e[+]06; leave out"),
+    ("rewards", lambda x: -np.abs(x) * 1e300, "'rewards' outside"),
+    ("observations", lambda x: x * np.float32(1e9), "'observations' outside"),
+    ("episode_seed", lambda x: x.astype(np.uint64) + np.uint64(2 ** 63), "'episode_seed' outside")])
+def test_numbers_that_would_do_harm_are_refused(name, change, words, tmp_path):
+    x = data_file(tmp_path / "x.npz", [4, 5, 6, 7], [False] * 4, [1, 1, 1, 2])
+    _, meta = dataset.read(tmp_path / "x.npz", "point_goal")
+    dataset.write(tmp_path / "x.npz", dict(x, **{name: change(x[name])}), meta)
+    with pytest.raises(command.BadInput, match=words) as problem:
+        dataset.read(tmp_path / "x.npz", "point_goal")
+    assert ". " not in str(problem.value) and "\n" not in str(problem.value)
+
+
+def test_half_precision_and_lives_that_begin_anew_are_no_harm(tmp_path):
+    x = data_file(tmp_path / "x.npz", [4, 5, 6, 7], [False] * 4, [1, 1, 2, 2])
+    _, meta = dataset.read(tmp_path / "x.npz", "point_goal")
+    half = {name: x[name].astype(np.float16) for name in ("observations", "actions", "rewards")}
+    number = np.array([3, 7, 0, 1], np.uint8)
+    dataset.write(tmp_path / "x.npz", dict(x, **half, episode_number=number), meta)
+    assert dataset.read(tmp_path / "x.npz", "point_goal")[0]["episode_number"].tolist() == [
+        3, 7, 0, 1]
 
 
 def test_lenders_that_do_not_fit_are_refused(tmp_path):
@@ -440,9 +505,82 @@ def test_collection_refuses_what_it_would_overwrite(tmp_path):
     held = (tmp_path / "a.npz").read_bytes()
     refused(collection(tmp_path), "exists")
     refused(collection(tmp_path, "--tasks", "2,99", out="b.npz"), "99")
-    refused(collection(tmp_path, "--join", "x.npz", out="b.npz"), "x.npz")
     assert (tmp_path / "a.npz").read_bytes() == held
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz"]
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(join="x.npz"), "x.npz"), (dict(join="x.npz", tasks="0,1"), "no use of --tasks"),
+    (dict(join="x.npz", steps=4000), "no use of --steps"),
+    (dict(join="x.npz", seed=0), "no use of --seed"),
+    (dict(join="x.npz", random_steps=9), "no use of --random-steps"),
+    (dict(join="x.npz", keep=39), "40 or more"), (dict(keep=39), "40 or more"),
+    (dict(shared=True, independent=True), "contradict"),
+    (dict(env="ant_dir", independent=True), "--no-shared")])
+def test_collection_refuses_flags_that_contradict_each_other(given, words, tmp_path):
+    given = {"env": "point_goal", "out": str(tmp_path / "a.npz"), **given}
+    with pytest.raises(command.BadInput, match=words) as problem:
+        collect.main(collect.Config(**{**collect.PRESETS[given["env"]], **given}), given)
+    assert ". " not in str(problem.value) and not list(tmp_path.iterdir())
+
+
+def test_collection_is_one_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(command.BadInput, match="without torchrun"):
+        collect.main(collect.Config(env="point_goal", out=str(tmp_path / "a.npz")), {})
+
+
+def test_a_collection_that_diverges_writes_no_file(tmp_path, monkeypatch):
+    config = collect.Config(env="point_goal", tasks="0,1", steps=60, keep=60, random_steps=20,
+                            out=str(tmp_path / "a.npz"))
+
+    def diverges(words):
+        with pytest.raises(command.Diverged, match=words):
+            collect.main(config, {})
+        assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as changed:
+        changed.setattr(collect.Collection, "learn", lambda self: next(
+            self.agents.actor.parameters()).data.fill_(np.nan))
+        diverges("step 21 brought an agent's action to nan; .* smaller --lr")
+    for words, outcome in (("observation to inf", (np.full(2, 1e5), 0.0, False, False, {})),
+                           ("reward to 1e", (np.zeros(2), 1e7, False, False, {}))):
+        monkeypatch.setattr(envs.PointGoal, "step", lambda *_, outcome=outcome: outcome)
+        diverges(words)
+
+
+def test_what_is_no_unfinished_collection_is_refused(tmp_path):
+    path = tmp_path / "x.npz.unfinished"
+    config = collect.Config(env="point_goal", tasks="2,3", steps=60, random_steps=60, width=8)
+    lives = collect.Collection(config)
+    for _ in range(50):
+        lives.step()
+    lives.save(path)
+    state = command.load_tensors(path)
+    bad = [[1, 2], {}, 3.0, {**state, "config": []}, {**state, "episodes": []},
+           {**state, "replay": {}}, {**state, "agents": {}}, {**state, "optimizers": []},
+           {**state, "steps": "50"}, {**state, "generator": None},
+           *({k: x for k, x in state.items() if k != name} for name in state)]
+    for content in bad:
+        torch.save(content, path)
+        with pytest.raises(command.BadInput, match="unfinished is damaged") as problem:
+            collect.Collection(config).load(path)
+        assert ". " not in str(problem.value).replace(str(path), "")
+    torch.save(state, path)
+    again = collect.Collection(config)
+    again.load(path)
+    assert torch.equal(again.obs, lives.obs)
+
+
+def test_a_full_disk_is_said_as_the_system_says_it(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, content):
+            if self.tell() + len(content) > 10_000:
+                raise OSError(28, "No space left on device")
+            return super().write(content)
+    lives = collect.Collection(collect.Config(env="point_goal", tasks="2", steps=60))
+    monkeypatch.setattr(command, "replacing", lambda path: contextlib.nullcontext(Full()))
+    with pytest.raises(OSError, match="No space left"):
+        lives.save(tmp_path / "x")
 
 
 def test_episodes_are_kept_evenly_over_a_life():

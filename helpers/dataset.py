@@ -10,10 +10,12 @@ import numpy as np
 
 import envs
 from helpers import command
-from helpers.command import BadInput, replacing
+from helpers.command import BadInput, Diverged, replacing
 
 FORMAT = 1
 LARGEST = 8e9               # bytes that a file may unpack to
+FARTHEST = 1e6              # that a number may lie from 0: float32 holds the square of its sums
+BY_TASK = "tasks", "behavior_final", "collector"            # what metadata tell of each task
 
 
 class Column(NamedTuple):
@@ -26,9 +28,9 @@ class Column(NamedTuple):
 
 
 COLUMNS = dict(
-    observations=Column("f", 2, "state"),
+    observations=Column("f", 2, "state", -FARTHEST, FARTHEST),
     actions=Column("f", 2, "transition", -1, 1),
-    rewards=Column("f", 1, "transition"),
+    rewards=Column("f", 1, "transition", -FARTHEST, FARTHEST),
     terminations=Column("b", 1, "transition"),
     truncations=Column("b", 1, "transition"),
     episode_task=Column("iu", 1, "episode", 0, 1e6),
@@ -61,9 +63,10 @@ def read(path, env):
     them: `observations` (T + 1 an episode), `actions`, `rewards`, `terminations`, `truncations`
     (T each); for each episode `episode_task`, `episode_number` in the agent's life,
     `episode_seed` of its reset, `episode_length`; and `metadata`, a JSON string of a dict with
-    `format` (1), `family`, `tasks` (of each id, as text, what envs.py has) and `behavior_final` (of
-    each id, the agent's return at its end). The last step of an episode, and no other, is a
-    termination or a truncation. Raises BadInput.
+    `format` (1), `family`, `tasks` (of each id, as text, what envs.py has), `behavior_final` (of
+    each id, the agent's return at its end) and what else there is, such as `collector` (its
+    settings). The last step of an episode, and no other, is a termination or a truncation. Of a
+    task without an episode the metadata tell nothing. Raises BadInput.
     """
     def check(good, problem):
         if not good:
@@ -88,7 +91,14 @@ def read(path, env):
         check(is_number(meta["behavior_final"].get(str(i))),
               f"has no behavior_final of task {i}, what its agent reached at the end; add it")
     return {name: array.astype(np.int64) if name.startswith("episode_") else array
-            for name, array in x.items()}, meta
+            for name, array in x.items()}, own(meta, x["episode_task"])
+
+
+def own(meta, tasks):
+    """A file's metadata of these tasks alone, which it has episodes of."""
+    ids = set(map(str, np.unique(tasks)))
+    return {name: {i: value for i, value in told.items() if str(i) in ids}
+            if name in BY_TASK and isinstance(told, dict) else told for name, told in meta.items()}
 
 
 def check_headers(path, check):
@@ -102,7 +112,8 @@ def check_headers(path, check):
                 shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else
                                    np.lib.format.read_array_header_2_0)(file)
                 declared = file.tell() + math.prod(shape) * dtype.itemsize
-            check(dtype.kind in column.kinds and len(shape) == column.dims,
+            odd = dtype.kind == "f" and dtype not in (np.float16, np.float32, np.float64)
+            check(dtype.kind in column.kinds and len(shape) == column.dims and not odd,
                   f"has {dtype} numbers in {len(shape)} dimensions as '{name}', not what belongs "
                   "there; make it anew")
             if declared != members[f"{name}.npy"].file_size:
@@ -130,7 +141,7 @@ def check_arrays(x, env, check):
         check(np.isfinite(array).all(),
               f"has numbers in '{name}' that are not finite; leave out those episodes")
         low, high = COLUMNS[name].low, COLUMNS[name].high
-        inside = not array.size or low <= array.min() <= array.max() <= high
+        inside = not array.size or low <= array.min().item() <= array.max().item() <= high
         check(inside, f"has numbers in '{name}' outside {low:g} to {high:g}; leave out those "
                       "episodes")
     check(length.max() <= family.horizon, f"has an episode of {length.max()} steps, where {env} "
@@ -145,8 +156,11 @@ def check_arrays(x, env, check):
     check(np.array_equal(ends, np.cumsum(length, dtype=np.int64) - 1),
           "has an episode that ends before its last step, or does not end there; mark the last "
           "step, and no other, as a termination or a truncation")
-    ids = task[np.r_[True, task[1:] != task[:-1]]]
+    begins, number = np.r_[True, task[1:] != task[:-1]], x["episode_number"]
+    ids = task[begins]
     check(len(set(ids)) == len(ids), "has episodes of one task in several places; sort them")
+    check((begins[1:] | (number[1:] > number[:-1])).all(), "has episodes of a task twice or out of "
+          "order; keep each once, sorted by episode_number")
     check(max(ids) < len(family.tasks), f"has a task {max(ids)}, where the last one of {env} is "
                                         f"{len(family.tasks) - 1}; leave it out")
     sizes = example.observation_space.shape + example.action_space.shape
@@ -155,7 +169,7 @@ def check_arrays(x, env, check):
 
 
 def is_number(x):
-    return isinstance(x, int | float) and math.isfinite(x)
+    return isinstance(x, int | float) and abs(x) <= FARTHEST ** 2         # which NaN is not
 
 
 def fingerprint(paths):
@@ -168,7 +182,8 @@ def fingerprint(paths):
 
 
 def write(path, x, meta):
-    """A file that `read` reads, whole or not at all."""
+    """A file that `read` reads, whole or not at all; `meta` may tell of more tasks than `x` has."""
+    meta = own(meta, x.get("episode_task", ()))
     with replacing(path) as file:
         np.savez_compressed(file, metadata=np.array(json.dumps(meta)), **x)
 
@@ -181,6 +196,15 @@ def evenly(lengths, keep):
         chosen.append(bool(kept + length / 2 <= lived / life * keep))   # not ahead of the pace
         kept += length * chosen[-1]
     return chosen
+
+
+def check_lived(step, **lived):
+    """Raises Diverged where the agents' numbers of a step (tensors) are such as no file may hold:
+    an overflow of float16 is among them."""
+    for name, x in lived.items():
+        if not (far := x.abs().max().item()) <= FARTHEST:
+            raise Diverged(f"step {step} brought an agent's {name} to {far:g}; begin anew with a "
+                           "smaller --lr, --tau, --gamma or --updates")
 
 
 def lives(replay, episodes, ids, keep):
@@ -220,12 +244,14 @@ def join(paths, env, keep):
     `keep` transitions of its life."""
     files = [read(path, env) for path in paths]
     ids = sorted({int(i) for _, meta in files for i in meta["tasks"]})
-    parts, joined = [], {**files[0][1], "tasks": {}, "behavior_final": {}, "collector": {}}
+    parts, joined = [], files[0][1] | {name: {} for name in BY_TASK}
     for i in map(str, ids):
         x, meta = max((f for f in files if i in f[1]["tasks"]),
                       key=lambda f: f[1]["behavior_final"][i])
-        for name in ("tasks", "behavior_final", "collector"):
-            joined[name][i] = meta[name][i]
+        for name in BY_TASK:
+            told = meta.get(name)           # a user's own file may have no collector
+            if isinstance(told, dict) and i in told:
+                joined[name][i] = told[i]
         length, mine = x["episode_length"], x["episode_task"] == int(i)
         mine[mine] = evenly(length[mine], keep)
         parts.append(part(x, mine))
