@@ -177,9 +177,7 @@ def results(folder, path):
         axes.minorticks_off()
     figure.supylabel("return on held-out tasks, adapted (dotted: agents at their end)",
                      fontsize="medium")
-    named = {label: line for axes in panels[:len(families)]
-             for line, label in zip(*axes.get_legend_handles_labels())}     # each method once
-    figure.legend(named.values(), named, loc="outside lower center", ncols=6)
+    legend(figure, panels[:len(families)], ncols=6)
     save(figure, path)
 
 
@@ -457,7 +455,7 @@ def online(folder, path):
         axes.plot(*life(family.name), ":", color="black", label="the data's agents, from birth")
         axes.set(title=family.name, xlabel="environment steps of a task")
     panels[0].set(ylabel="return on held-out tasks")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend(figure, panels, ncols=3)
     save(figure, path)
 
 
@@ -475,6 +473,13 @@ def life(env, pieces=20):
         curves.append([returns[mine][piece == k].mean() for k in range(pieces)])
         steps = meta["collector"][str(i)]["steps"]
     return (np.arange(pieces) + 0.5) / pieces * steps, np.mean(curves, 0)
+
+
+def legend(figure, panels, ncols):
+    """Below the panels, with each label of any of them once."""
+    named = {label: line for axes in panels
+             for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=ncols)
 
 
 def band(axes, tables, color, label):
