@@ -102,7 +102,9 @@ def test_all_held_out_sets_are_put_together(tmp_path, capsys, quick):
         keep(folder, name, 0, 10 + lead)
         keep(folder, f"{name}_set1", 0, 20 + lead)
     evidence.rotation(tmp_path, tmp_path / "x.png")
-    cells = rows(capsys.readouterr().out)["ant_dir", "10, all"]
+    out = capsys.readouterr().out
+    assert out.startswith("| family | tasks | MACAW | Meta-BC | lead | MT+FT | lead | agents at")
+    cells = rows(out)["ant_dir", "10, all"]
     assert cells[0].startswith("17.0 ") and cells[2] == "+1.0 [1.0, 1.0]"
     assert cells[4] == "+2.0 [2.0, 2.0]"
 

@@ -182,12 +182,16 @@ def results(folder, path):
 
 
 # -------------------------------------------------------------------------------- families together
+def returns_of(x):
+    """Of each episode of a data file."""
+    return np.add.reduceat(x["rewards"], np.cumsum(x["episode_length"]) - x["episode_length"])
+
+
 def births(env, tasks):
     """Return of each of these tasks' agents in the first episode that the data file has of it:
     uniform actions."""
     x, _ = dataset.read(dataset.default_path(env), env)
-    starts = np.cumsum(x["episode_length"]) - x["episode_length"]
-    returns = np.add.reduceat(x["rewards"], starts)
+    returns = returns_of(x)
     return np.array([returns[x["episode_task"] == i][0] for i in tasks])
 
 
@@ -261,7 +265,7 @@ def rotation(folder, path):
     families = families_of(folder, "macaw_set*")
     figure = Figure(figsize=(9, 2.6 * len(families) + 0.5), layout="constrained")
     panels = figure.subplots(len(families), 1, squeeze=False)[:, 0]
-    print("| family | tasks | " + " | ".join(f"{METHODS[n]} | lead" for n in names)[:-7]
+    print("| family | tasks | MACAW | " + " | ".join(f"{METHODS[n]} | lead" for n in names[1:])
           + " | agents at their end |\n|---|---|" + "---|" * 6)
     for axes, family in zip(panels, families):
         sets = ["", *sorted({f.name.split("-s")[0].removeprefix("macaw")
@@ -463,9 +467,7 @@ def life(env, pieces=20):
     """Environment steps and mean return of the test tasks' agents over their lives, which the data
     file holds an evenly spaced part of."""
     x, meta = dataset.read(dataset.default_path(env), env)
-    family = envs.FAMILIES[env]
-    returns = np.add.reduceat(x["rewards"], np.cumsum(x["episode_length"]) - x["episode_length"])
-    curves = []
+    family, returns, curves = envs.FAMILIES[env], returns_of(x), []
     for i in family.test:
         mine = x["episode_task"] == i
         lived = np.cumsum(x["episode_length"][mine])
@@ -488,8 +490,6 @@ def band(axes, tables, color, label):
     y = np.array([table["after"][np.isin(table["step"], x)] for table in tables])
     axes.plot(x, y.mean(0), color=color, lw=2, label=label)
     axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.2)
-
-
 
 
 # ------------------------------------------------------------------------------------- command line

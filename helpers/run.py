@@ -424,23 +424,24 @@ def go(method, config, given):
         raise BadInput("--resume trains and --evaluate does not; give one of them")
     if given.get("evaluate") == "":
         raise BadInput("--evaluate names no checkpoint; name one")
-    if config.evaluate:
-        if command.rank() == 0:
-            judge(load(method, config.evaluate, **given))
+    if config.evaluate and command.rank():
         return
-    if config.resume:
+    if config.evaluate:
+        run = load(method, config.evaluate, **given)
+    elif config.resume:
         run = load(method, f"{config.out}/checkpoint.pt", **given)
     else:
-        if config.render:                           # before the data are read
-            render.check(config.env, config.render)
         if not (config.data or config.adapt_data):
             config = dataclasses.replace(config, adapt_data=shipped_lenders(config.env))
         run = Run(method, config)
+    if config.render:                               # all that can fail, before the work
+        render.check(run.config.env, config.render)
+    if config.evaluate:
+        judge(run)
+        return
     if run.rank:                                    # the first process evaluates and saves
         method.train(run, run.config.steps)
         return
-    if config.resume and config.render:
-        render.check(run.config.env, config.render)
     run.folder = run_folder(run.config)
     with command.lock(run.folder):
         result = train(run)
@@ -450,8 +451,6 @@ def go(method, config, given):
 def judge(run):
     """Evaluate a checkpoint, and keep the result where a folder is named."""
     config = run.config
-    if config.render:
-        render.check(config.env, config.render)
     folder = run_folder(config) if config.out else None
     with command.lock(folder) if folder else contextlib.nullcontext():
         result = summary(run)
