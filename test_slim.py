@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import focal
+import macaw
 import smac
 from conftest import HERE, refused
 from helpers.run import Run, load
@@ -26,6 +27,40 @@ def test_a_small_copy_acts_alike(method, module, tmp_path):
     with torch.no_grad():
         ours, theirs = (x.learner.policies(D)(D.obs[:, :5]) for x in (run, copy))
     assert torch.allclose(ours, theirs, atol=1e-2)
+
+
+def test_of_transforms_a_few_directions_are_kept(tmp_path):
+    """All of them in another basis: nothing changes. The largest: what the net is before adaptation
+    stays, and what it is adapted to nearly."""
+    config = macaw.Config(env="point_goal", **{**macaw.PRESETS["point_goal"], "latent": 8})
+    run = Run(macaw.MACAW, config, folder=tmp_path)
+    for transform in (*run.learner.policy.transforms, *run.learner.value.transforms):
+        transform.M.data *= torch.tensor([4.0, 3.0] + 6 * [1e-3])           # two large directions
+    run.save()
+    D, = run.buffers.sample([2, 7], [64], torch.Generator().manual_seed(0))
+
+    def actions(learner):
+        return torch.stack([learner.policies(D, adapted)(D.obs[:, :5]).detach()
+                            for adapted in (False, True)])
+    expected, gaps = actions(run.learner), {}
+    assert (expected[0] - expected[1]).abs().max() > 0.05                   # adaptation does a lot
+    for latent in (8, 3, 1):
+        small = tmp_path / f"{latent}.pt"
+        result = subprocess.run(
+            [sys.executable, "-m", "helpers.slim", tmp_path / "checkpoint.pt", small, "--latent",
+             str(latent)], cwd=HERE, text=True, capture_output=True)
+        assert result.returncode == 0, result.stderr
+        copy = load(macaw.MACAW, small)
+        assert copy.config.latent == latent
+        gaps[latent] = (actions(copy.learner) - expected).abs().amax((1, 2, 3))
+    assert gaps[8].max() < 0.01 and gaps[3].max() < 0.01 and gaps[1][0] < 0.01 < 0.05 < gaps[1][1]
+
+
+def test_what_has_no_transforms_keeps_no_directions(tmp_path):
+    Run(focal.FOCAL, focal.Config(env="point_goal"), folder=tmp_path).save()
+    line = [sys.executable, "-m", "helpers.slim", tmp_path / "checkpoint.pt", tmp_path / "x.pt"]
+    refused(subprocess.run([*line, "--latent", "4"], cwd=HERE, text=True, capture_output=True),
+            "--latent")
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """A small copy of a checkpoint, to ship: it can be evaluated and adapted, but not gone on with.
 
     python -m helpers.slim runs/cheetah_vel-focal-s0/checkpoint.pt notebooks/focal.pt
+    python -m helpers.slim runs/cheetah_vel-macaw-s0/checkpoint.pt notebooks/macaw.pt --latent 7
 """
 import os
 
@@ -26,10 +27,29 @@ def slim(state):
     return dict(state, learner=small, optimizer=dict(state["optimizer"], state={}))
 
 
+def fewer_directions(learner, latent):
+    """MACAW's transforms w = M z + m with `latent` numbers in z. Its own direction is kept, so that
+    w stays what it is, and those in which M is largest. A step moves w by M M^T, |z|^2 and 1, so
+    to turn z and M together changes nothing, and to leave out where M is small changes little:
+    training makes a few directions large and leaves the others as small as they began."""
+    small, parts = dict(learner), [name for name in learner if name.endswith(".M")]
+    if not parts or not 1 <= latent <= learner[parts[0]].shape[1]:
+        raise BadInput("--latent must be from 1 to the length of the transforms' z; leave it out "
+                       "where a checkpoint has none")
+    for name in parts:
+        M, z = learner[name].float(), learner[name[:-1] + "z"].float()      # (n, c), (1, c)
+        own = z.T / z.norm()                                                # (c, 1)
+        *_, others = torch.linalg.svd(M - M @ own @ own.T, full_matrices=False)
+        kept = torch.cat([own, others[:latent - 1].T], 1)                   # (c, latent)
+        small[name], small[name[:-1] + "z"] = M @ kept, z @ kept
+    return small
+
+
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("out")
+    parser.add_argument("--latent", type=int, help="of MACAW: so many numbers in each z")
     arguments = parser.parse_args()
     with one_sentence(parser.leave):
         command.check_writable(arguments.out)
@@ -37,8 +57,11 @@ def main():
             raise BadInput("the small copy cannot be gone on with, so give it another name")
         state = command.load_tensors(arguments.checkpoint)
         if not isinstance(state, dict) or not all(
-                isinstance(state.get(part), dict) for part in ("learner", "optimizer")):
+                isinstance(state.get(part), dict) for part in ("config", "learner", "optimizer")):
             raise BadInput(f"{arguments.checkpoint} is no checkpoint of a run; name one")
+        if arguments.latent is not None:
+            state = dict(state, config=dict(state["config"], latent=arguments.latent),
+                         learner=fewer_directions(state["learner"], arguments.latent))
         small = slim(state)
         if not all(x.isfinite().all() for x in small["learner"].values()):
             raise BadInput(f"{arguments.checkpoint} has weights beyond half precision; ship it as "
