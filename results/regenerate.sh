@@ -99,18 +99,18 @@ runs() {        # family, seeds, names
 {
     for env in cheetah_vel walker_params ant_dir cheetah_dir; do
         runs $env "0 1 2 3 4 5 6 7 8 9" macaw meta_bc mt_awr
-        runs $env "0 1 2 3 4" focal no_wt
-        runs $env "0 1 2" pearl pearl_regularised
+        runs $env "0 1 2 3 4" focal pearl pearl_regularised no_wt
     done
-    runs cheetah_vel "0 1 2 3 4" no_advantage maml_awr pearl smac {macaw,focal}_aligned \
-        macaw_independent
-    runs cheetah_vel "0 1 2" macaw_two mt_awr_independent frozen no_data {pearl,smac}_aligned
+    runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" no_advantage no_wt maml_awr
+    runs cheetah_vel "0 1 2 3 4" smac frozen no_data {macaw,focal}_aligned \
+        {macaw,meta_bc,mt_awr,no_advantage,no_wt,maml_awr}_independent
+    runs cheetah_vel "0 1 2" macaw_two {pearl,smac}_aligned
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
-    runs cheetah_vel "0 1 2" {macaw,no_advantage}_{first,middle,last} \
-        {macaw,no_advantage,no_wt}_random
-    runs cheetah_vel 0 {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
-    runs walker_params "0 1 2" smac
+    runs cheetah_vel "0 1 2" {macaw,no_advantage}_{first,middle,last}
+    runs cheetah_vel "0 1 2 3 4" {macaw,no_advantage,no_wt}_random
+    runs cheetah_vel "0 1 2" {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
+    runs walker_params "0 1 2 3 4" smac
     runs ant_dir "0 1 2" {macaw,meta_bc}_whole
     for env in cheetah_vel ant_dir walker_params; do
         runs $env 0 {macaw,meta_bc,mt_awr}_set{1,2,3,4}
