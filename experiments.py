@@ -81,7 +81,7 @@ class Macaw:
     """MACAW after adaptation: AWR on what N policies live."""
 
     def __init__(self, run, D, start):
-        self.config, self.recipe = run.config, STARTS[start]
+        self.config, self.buffers, self.D, self.recipe = run.config, run.buffers, D, STARTS[start]
         self.settings = dataclasses.replace(self.config, temperature=self.recipe.temperature)
         self.policy, self.V = nets(run.learner, D, start)
         self.policy_adam, self.value_adam = (torch.optim.Adam(net.parameters(), self.recipe.lr)
@@ -89,13 +89,13 @@ class Macaw:
 
     def update(self, lived):
         V, recipe, config = self.V, self.recipe, self.config
-        everything, there = lived.everything()
-        R = torch.cat([macaw.returns(V, lived.D, config.bootstrap),
-                       lived.td_lambda(V, config.gamma, recipe.td_lambda)], 1)      # (N, P)
+        everything, there = lived.after(self.D, self.buffers)
+        R = torch.cat([macaw.returns(V, self.D, config.bootstrap), lived.td_lambda(
+            V, self.buffers, config.gamma, recipe.td_lambda)], 1)                   # (N, P)
         for _ in range(recipe.value_updates):
             i = draw(there, recipe.batch)
-            obs = rows(everything.obs, i)
-            descend(self.value_adam, macaw.value_loss(R.gather(1, i) - V(obs)))
+            error = R.gather(1, i) - V(rows(everything.obs, i))
+            descend(self.value_adam, macaw.value_loss(error))
         for _ in range(recipe.policy_updates):
             i = draw(there, recipe.batch)
             B = take(everything, i)
@@ -108,16 +108,16 @@ class Context:
     """FOCAL or PEARL after adaptation: its own updates on what its policies live."""
 
     def __init__(self, run, D, start):
-        self.config, self.recipe, self.learner = run.config, STARTS[start], run.learner
-        self.adam = torch.optim.Adam(
-            [p for p in run.learner.parameters() if p.requires_grad], self.recipe.lr)
-        self.z = run.learner.encode(D).detach()
+        self.config, self.buffers, self.D, self.recipe = run.config, run.buffers, D, STARTS[start]
+        self.learner, self.z = run.learner, run.learner.encode(D).detach()
+        trained = [p for p in run.learner.parameters() if p.requires_grad]
+        self.adam = torch.optim.Adam(trained, self.recipe.lr)
 
     def policy(self, obs):
         return self.learner.act(obs, self.z)
 
     def update(self, lived):
-        everything, there = lived.everything()
+        everything, there = lived.after(self.D, self.buffers)
         for _ in range(self.recipe.value_updates + self.recipe.policy_updates):
             first, second, B = (take(everything, draw(there, size))
                                 for size in self.config.batch_sizes)
@@ -134,9 +134,9 @@ METHODS = {"macaw": (macaw.MACAW, Macaw, tuple(STARTS)), "focal": (focal.FOCAL, 
 def fine_tune(run, learner, D, marks):
     """Returns (marks, N): mean of EVAL_EPISODES deterministic episodes of each task after so many
     environment steps. An episode that ends early counts as a whole one."""
-    config, buffers, recipe = run.config, run.buffers, learner.recipe
-    horizon = envs.FAMILIES[config.env].horizon
-    lived, curve = Lived(D, buffers, marks[-1] // horizon, horizon), []
+    config, buffers, horizon = run.config, run.buffers, envs.FAMILIES[run.config.env].horizon
+    sizes = len(D.obs), marks[-1] // horizon, horizon, buffers.obs_dim, buffers.act_dim
+    lived, recipe, curve = Lived(*sizes).to(config.device), learner.recipe, []
     each = [i for i in buffers.test for _ in range(EVAL_EPISODES)]
     with (environments_of(config.env, buffers.test) as environments,
           environments_of(config.env, each) as many):
@@ -147,7 +147,7 @@ def fine_tune(run, learner, D, marks):
             if episode * horizon < marks[-1]:
                 noise = recipe.noise * torch.randn(len(D.obs), horizon, buffers.act_dim)
                 seeds = [10_000 * (1 + config.seed) + episode] * len(D.obs)
-                lived.play(learner.policy, environments, seeds, noise.to(config.device))
+                lived.play(learner.policy, environments, seeds, buffers, noise=noise.to(D.obs))
                 if episode >= recipe.burn_in:
                     learner.update(lived)
     return np.array(curve)

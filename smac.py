@@ -10,10 +10,10 @@ and the learned reward decoder labels what it did.
     encoder q(z | h), reward decoder r_d(s, a, z)        focal.Encoder, Smac.decoder
     offline meta-training: reward prediction and KL      Smac.losses
     actor-critic by advantage weights (AWAC)             focal.Focal.critic_loss, actor_loss
-    exploration with codes from the prior                explore
-    labels: z of an offline context, r_d(s, a, z)        self_supervise
+    exploration with codes from the prior, its labels:
+      z of an offline context, r_d(s, a, z)              self_supervise
     self-supervised meta-training on both                train, mixed
-    meta-testing on the policy's own exploration         own_returns
+    meta-testing on the policy's own exploration         own_return
 
     python smac.py --env cheetah_vel                                # both phases
     python smac.py --env cheetah_vel --variant frozen               # or no_data: controls
@@ -34,14 +34,13 @@ Where we leave the paper:
 import dataclasses
 from types import SimpleNamespace
 
-import numpy as np
 import torch
-from torch import nn
 
 import envs
 import focal
 from helpers.buffers import Batch
 from helpers.command import BadInput, flag
+from helpers.lived import Lived
 from helpers.run import Method, environments_of, main, rollout
 
 # Shapes: N tasks, B transitions of each, z numbers in a code.
@@ -80,36 +79,6 @@ VARIANTS = {
 }
 
 
-class Replay(nn.Module):
-    """What the policies of N tasks lived, at most `capacity` transitions each. Its tensors are
-    buffers of the module, so that a checkpoint holds them."""
-
-    def __init__(self, tasks, capacity, obs_dim, act_dim):
-        super().__init__()
-        for name, shape in dict(obs=(obs_dim,), action=(act_dim,), reward_seen=(),
-                                next_obs=(obs_dim,), terminated=()).items():
-            self.register_buffer(name, torch.zeros(tasks, capacity, *shape))
-        self.register_buffer("count", torch.zeros(tasks, dtype=torch.long))
-
-    def add(self, task, life):
-        """Columns (T, ...) of an episode, by name."""
-        begin = int(self.count[task])
-        self.count[task] += len(life["obs"])
-        for name, column in life.items():
-            getattr(self, name)[task, begin:begin + len(column)] = column
-
-    def sample(self, tasks, size, generator, buffers):
-        """A batch (N, size) of what these tasks' policies lived, drawn with replacement."""
-        tasks = torch.as_tensor(tasks)[:, None]
-        i = (torch.rand(len(tasks), size, generator=generator) * self.count[tasks].cpu()).long()
-        obs, action, seen, next_obs, terminated = (
-            getattr(self, name)[tasks, i]
-            for name in ("obs", "action", "reward_seen", "next_obs", "terminated"))
-        unused = torch.full_like(seen, torch.nan)           # nobody here learns from returns
-        reward = buffers.scale_reward(seen)
-        return Batch(obs, action, reward, seen, next_obs, terminated, unused, unused, obs)
-
-
 class Smac(focal.Focal):
     """Encoder, reward decoder, actor, critics, and what the policies lived online."""
 
@@ -122,8 +91,8 @@ class Smac(focal.Focal):
                            "least --rounds")
         self.decoder = focal.mlp(obs_dim + act_dim + config.code, [config.width] * 2, 1)
         family = envs.FAMILIES[config.env]
-        self.lived = Replay(len(family.tasks), config.rounds * config.episodes * family.horizon,
-                            obs_dim, act_dim)
+        self.lived = Lived(len(family.tasks), config.rounds * config.episodes, family.horizon,
+                           obs_dim, act_dim)
 
     def reward(self, batch, z):
         """r_d(s, a, z): standardised rewards (N, B). Not told s': where dynamics differ, the reward
@@ -147,60 +116,47 @@ class Smac(focal.Focal):
 
 # ---------------------------------------------------------------------- exploration and its labels
 @torch.no_grad()
-def explore(run, tasks, z, seeds):
-    """An episode of each task by the policy told its code (N, z): lists of columns (T, ...), with
-    standardised observations, and apart from them the environments' rewards (T,)."""
-    lives, buffers = [[] for _ in tasks], run.buffers
-    with environments_of(run.config.env, tasks) as environments:
-        rollout(lambda obs: run.learner.act(obs, z), environments, seeds, buffers,
-                record=lambda k, *transition: lives[k].append(transition))
-    rewards = []
-    for k, life in enumerate(lives):
-        obs, action, reward, next_obs, terminated = (
-            torch.as_tensor(np.array(x), dtype=torch.float32, device=run.config.device)
-            for x in zip(*life))
-        lives[k] = dict(obs=buffers.standardise(obs), action=action, terminated=terminated,
-                        next_obs=buffers.standardise(next_obs))
-        rewards.append(reward)
-    return lives, rewards
-
-
-@torch.no_grad()
 def self_supervise(run):
     """Explore the training tasks with codes from the prior, throw the rewards away, and let the
     decoder label each episode by a code of its task, from an offline context."""
     config, smac, buffers = run.config, run.learner, run.buffers
-    for _ in range(config.episodes):
-        prior = torch.randn(len(buffers.train), config.code, generator=run.generator)
-        seeds = torch.randint(2 ** 31, (len(buffers.train),), generator=run.generator).tolist()
-        lives, _ = explore(run, buffers.train, prior.to(config.device), seeds)
-        context, = buffers.sample(buffers.train, [config.context], run.generator)
-        for task, life, z in zip(buffers.train, lives, smac.encode(context)):
-            alone = {name: x[None] for name, x in life.items()}
-            label = smac.reward(SimpleNamespace(**alone), z[None])[0]
-            smac.lived.add(task, dict(life, reward_seen=label))
+    lived, tasks = smac.lived, buffers.train
+    with environments_of(config.env, tasks) as environments:
+        for _ in range(config.episodes):
+            prior = torch.randn(len(tasks), config.code, generator=run.generator).to(config.device)
+            seeds = torch.randint(2 ** 31, (len(tasks),), generator=run.generator).tolist()
+            lived.play(lambda obs, z=prior: smac.act(obs, z), environments, seeds, buffers, tasks)
+            e = lived.episodes - 1
+            context, = buffers.sample(tasks, [config.context], run.generator)
+            life = SimpleNamespace(obs=lived.obs[tasks, e, :-1], action=lived.action[tasks, e])
+            lived.reward_seen[tasks, e] = smac.reward(life, smac.encode(context))
 
 
 @torch.no_grad()
-def own_returns(run, draws):
-    """Meta-testing on the policy's own exploration: returns (tasks,) on the held-out tasks after
-    two episodes of its own, whose rewards it sees."""
-    config, smac, buffers = run.config, run.learner, run.buffers
-    tasks = [i for i in buffers.test for _ in range(draws)]
+def own_context(run, tasks):
+    """A context (N, B) of each of these tasks, from two exploration episodes of the policy's own,
+    whose rewards it sees."""
+    config, learner, buffers = run.config, run.learner, run.buffers
     generator = torch.Generator().manual_seed(0)
-    lived = Replay(len(tasks), 2 * envs.FAMILIES[config.env].horizon, buffers.obs_dim,
-                   buffers.act_dim).to(config.device)
+    lived = Lived(len(tasks), 2, envs.FAMILIES[config.env].horizon, buffers.obs_dim,
+                  buffers.act_dim).to(config.device)
     z = torch.randn(len(tasks), config.code, generator=generator).to(config.device)
-    for episode in range(2):
-        seeds = [10_000 * (1 + episode) + k for k in range(len(tasks))]     # not those of the test
-        lives, rewards = explore(run, tasks, z, seeds)
-        for k, (life, reward) in enumerate(zip(lives, rewards)):
-            lived.add(k, dict(life, reward_seen=buffers.standardise_reward(reward)))
-        own = lived.sample(range(len(tasks)), config.test_batch, generator, buffers)
-        z = smac.encode(own)
     with environments_of(config.env, tasks) as environments:
-        returns = rollout(lambda obs: smac.act(obs, z), environments, range(len(tasks)), buffers)
-    return returns.reshape(-1, draws).mean(-1)
+        for episode in range(2):
+            seeds = [10_000 * (1 + episode) + k for k in range(len(tasks))]     # not the test's
+            lived.play(lambda obs, z=z: learner.act(obs, z), environments, seeds, buffers)
+            context = lived.sample(range(len(tasks)), config.test_batch, buffers, generator)
+            z = learner.encode(context)
+    return context
+
+
+def own_return(run, draws):
+    """Meta-testing on the policy's own exploration: the mean return on the held-out tasks after
+    adaptation to it."""
+    tasks = [i for i in run.buffers.test for _ in range(draws)]
+    policies = run.learner.policies(own_context(run, tasks))
+    with environments_of(run.config.env, tasks) as environments:
+        return float(rollout(policies, environments, range(len(tasks)), run.buffers).mean())
 
 
 # ---------------------------------------------------------------------------------------- training
@@ -211,19 +167,19 @@ def train(run, until):
     starts = {config.offline_steps + k * online // config.rounds for k in range(config.rounds)}
     for _ in run.steps(until):
         if run.step == config.offline_steps:
-            run.notes["own_before"] = float(own_returns(run, config.final_draws).mean())
+            run.notes["own_before"] = own_return(run, config.final_draws)
         if run.step in starts:
             self_supervise(run)
         tasks = run.choose(config.tasks_per_step)
         context, batch = run.sample(tasks, config.batch_sizes)
-        if smac.lived.count.any():
+        if smac.lived.episodes:
             context, batch = mixed(run, tasks, context, batch)
         noise = torch.randn(len(tasks), config.code, generator=run.generator).to(config.device)
         learns = not config.frozen or run.step < config.offline_steps
         run.descend(**smac.losses(context, batch, noise, encoder=learns))
         smac.follow()
     if run.step == config.steps:
-        run.notes["own_after"] = float(own_returns(run, config.final_draws).mean())
+        run.notes["own_after"] = own_return(run, config.final_draws)
         if run.folder:
             run.save()
 
@@ -232,8 +188,8 @@ def mixed(run, tasks, context, batch):
     """Half of the tasks take their context from what the policy lived, as in testing; half of each
     task's other transitions come from there."""
     lived = run.learner.lived
-    own = lived.sample(tasks, context.obs.shape[1], run.generator, run.buffers)
-    more = lived.sample(tasks, batch.obs.shape[1] // 2, run.generator, run.buffers)
+    own, more = (lived.sample(tasks, size, run.buffers, run.generator)
+                 for size in (context.obs.shape[1], batch.obs.shape[1] // 2))
     half = len(tasks) // 2
     return (Batch(*(torch.cat([a[:half], b[half:]]) for a, b in zip(own, context))),
             Batch(*(torch.cat([a[:, ::2], b], 1) for a, b in zip(batch, more))))

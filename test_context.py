@@ -2,7 +2,6 @@
 import copy
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 
@@ -156,7 +155,7 @@ def test_the_online_phase_reads_no_reward(monkeypatch):
     labels from the decoder, told a code of their own task."""
     def states(reward):
         model = run_of(smac.SMAC, **SHORT)
-        monkeypatch.setattr(smac, "own_returns", lambda run, draws: np.zeros(1))
+        monkeypatch.setattr(smac, "own_return", lambda run, draws: 0.0)
         step = envs.PointGoal.step
         monkeypatch.setattr(envs.PointGoal, "step", lambda self, action: (
             *(x := step(self, action))[:1], reward(x[1]), *x[2:]))
@@ -164,7 +163,7 @@ def test_the_online_phase_reads_no_reward(monkeypatch):
         monkeypatch.undo()
         return model.learner.state_dict()
     one, other = states(lambda r: r), states(lambda r: float("nan"))
-    assert one["lived.count"].sum() == 2 * 16 * 40                  # rounds, training tasks, steps
+    assert one["lived.length"].sum() == 2 * 16 * 40                  # rounds, training tasks, steps
     assert one["lived.reward_seen"].std() > 0
     for name, x in one.items():
         assert torch.equal(x, other[name]), name
@@ -189,9 +188,8 @@ def test_labels_are_the_decoders(monkeypatch):
     smac.self_supervise(model)
     lived = model.learner.lived
     for k, task in enumerate(model.buffers.train):
-        n = lived.count[task]
-        torch.testing.assert_close(lived.reward_seen[task, :n], lived.obs[task, :n, 0] + k)
-    assert lived.count[model.buffers.test].sum() == 0               # test tasks are left alone
+        torch.testing.assert_close(lived.reward_seen[task, 0], lived.obs[task, 0, :-1, 0] + k)
+    assert lived.length[model.buffers.test].sum() == 0              # test tasks are left alone
 
 
 @pytest.mark.parametrize("method, settings, stop", [

@@ -26,10 +26,14 @@ def trained(tmp_path_factory):
 
 
 def lived_of(episodes, horizon, batch=4):
-    """Of two tasks of point_goal, with an offline batch each, nothing lived yet; and the run."""
+    """What two tasks of point_goal lived, nothing yet; an offline batch of each; and the run."""
     run = run_of()
     D, = run.buffers.sample([2, 7], [batch], torch.Generator().manual_seed(0))
-    return Lived(D, run.buffers, episodes, horizon), run
+    return Lived(2, episodes, horizon, *run_sizes(run)), D, run
+
+
+def run_sizes(run):
+    return run.buffers.obs_dim, run.buffers.act_dim
 
 
 @pytest.mark.parametrize("td_lambda", [0.0, 0.95, 1.0])
@@ -37,15 +41,15 @@ def test_targets_equal_a_loop_over_each_episode(td_lambda):
     """Episodes of several lengths; one terminates, the others end by time."""
     torch.manual_seed(0)
     gamma, horizon, lengths = 0.9, 6, [[6, 3], [2, 6]]
-    lived, run = lived_of(episodes=3, horizon=horizon)
+    lived, _, run = lived_of(episodes=3, horizon=horizon)
     lived.obs.normal_()
     lived.reward_seen.normal_()
-    lived.length[:, :2], lived.episodes = torch.tensor(lengths), 2
+    lived.length[:, :2] = torch.tensor(lengths)
     lived.terminated[0, 1, 2] = 1
 
     def V(obs):
         return obs.sum(-1)
-    target = lived.td_lambda(V, gamma, td_lambda).view(2, 2, horizon)
+    target = lived.td_lambda(V, run.buffers, gamma, td_lambda).view(2, 2, horizon)
     for i in range(2):
         for e in range(2):
             obs, reward = lived.obs[i, e], run.buffers.scale_reward(lived.reward_seen[i, e])
@@ -58,17 +62,17 @@ def test_targets_equal_a_loop_over_each_episode(td_lambda):
 
 
 def test_only_what_was_lived_is_learned_from():
-    lived, run = lived_of(episodes=2, horizon=4, batch=16)
+    lived, D, run = lived_of(episodes=2, horizon=4, batch=16)
     lived.obs.fill_(torch.nan)
     lived.obs[:, 0, :4] = 0.0
-    lived.length[:, 0], lived.episodes = torch.tensor([3, 2]), 1
-    everything, there = lived.everything()
+    lived.length[:, 0] = torch.tensor([3, 2])
+    everything, there = lived.after(D, run.buffers)
     assert there[:, :16].all() and there[:, 16:].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
-    assert torch.equal(everything.obs[:, :16], lived.D.obs)
+    assert torch.equal(everything.obs[:, :16], D.obs)
     batch = take(everything, draw(there, 1000))
     assert batch.obs.isfinite().all() and batch.next_obs.isfinite().all()
     assert batch.mc_return.isnan().any()                # online steps have none: nobody may read it
-    fresh = experiments.Macaw(run, lived.D, "adapted")
+    fresh = experiments.Macaw(run, D, "adapted")
     fresh.update(lived)
     assert all(p.isfinite().all() for p in fresh.policy.parameters())
 
@@ -86,11 +90,11 @@ def test_starts_are_what_they_say():
 
 
 def test_an_episode_is_kept_as_it_was_lived():
-    lived, run = lived_of(episodes=1, horizon=40)
-    policy = experiments.Macaw(run, lived.D, "adapted").policy
+    lived, D, run = lived_of(episodes=1, horizon=40)
+    policy = experiments.Macaw(run, D, "adapted").policy
     with environments_of("point_goal", [2, 7]) as environments:
         noise = 0.5 * torch.randn(2, 40, 2)
-        lived.play(policy, environments, [5, 5], noise)
+        lived.play(policy, environments, [5, 5], run.buffers, noise=noise)
         obs, _ = environments[1].reset(seed=5)
         for t in range(40):
             assert torch.allclose(lived.obs[1, 0, t], run.buffers.standardise(obs))
@@ -111,11 +115,11 @@ def test_pearl_goes_on_with_all_that_was_lived():
                                                **focal.VARIANTS["pearl"], "variant": "pearl"})
     run = Run(focal.FOCAL, config)
     D, = run.buffers.sample([2, 7], [16], torch.Generator().manual_seed(0))
-    lived, learner = Lived(D, run.buffers, 1, 40), experiments.Context(run, D, "adapted")
+    lived, learner = Lived(2, 1, 40, *run_sizes(run)), experiments.Context(run, D, "adapted")
     assert torch.equal(learner.z, run.learner.encode(D))
     before = [p.clone() for p in run.learner.actor.parameters()]
     with environments_of("point_goal", [2, 7]) as environments:
-        lived.play(learner.policy, environments, [5, 5], torch.randn(2, 40, 2))
+        lived.play(learner.policy, environments, [5, 5], run.buffers, noise=torch.randn(2, 40, 2))
     learner.update(lived)
     assert all(not torch.equal(a, b) for a, b in zip(before, run.learner.actor.parameters()))
     assert not torch.allclose(learner.z, run.learner.encode(D), atol=1e-4)

@@ -1,76 +1,103 @@
-"""What the policies of some tasks live online, beside the offline batch that each began with."""
+"""What policies live online: a few episodes of each task, beside the offline data."""
 import numpy as np
 import torch
+from torch import nn
 
 from helpers.buffers import Batch
 from helpers.run import rollout
 
-# Shapes: N tasks, E episodes so far of H steps each at most, P transitions in all.
+# Shapes: N tasks, E episodes of H steps each at most, B transitions in a batch, P in all.
 
 
-class Lived:
-    """N offline batches D, then up to `episodes` episodes of each task, padded to H steps."""
+class Lived(nn.Module):
+    """Up to `episodes` episodes of each of N tasks, padded to H steps; none at first. Its tensors
+    are buffers of the module, so that a checkpoint holds them. A transition's number is e H + t."""
 
-    def __init__(self, D, buffers, episodes, horizon):
-        self.D, self.buffers, self.episodes = D, buffers, 0
-        (tasks, _, obs_dim), act_dim = D.obs.shape, D.action.shape[-1]
-        zeros = D.obs.new_zeros
-        self.obs = zeros(tasks, episodes, horizon + 1, obs_dim)         # with the last state
-        self.action = zeros(tasks, episodes, horizon, act_dim)
-        self.reward_seen, self.terminated = zeros(2, tasks, episodes, horizon)
-        self.length = zeros(tasks, episodes, dtype=torch.long)
+    def __init__(self, tasks, episodes, horizon, obs_dim, act_dim):
+        super().__init__()
+        self.horizon = horizon
+        for name, shape in dict(obs=(horizon + 1, obs_dim),             # with the last state
+                                action=(horizon, act_dim), reward_seen=(horizon,),
+                                terminated=(horizon,)).items():
+            self.register_buffer(name, torch.zeros(tasks, episodes, *shape))
+        self.register_buffer("length", torch.zeros(tasks, episodes, dtype=torch.long))
 
-    def play(self, policy, environments, seeds, noise):
-        """One more episode of each task, with noise (N, H, act) on its actions."""
-        e, noises = self.episodes, iter(noise.transpose(0, 1))
+    @property
+    def episodes(self):
+        """How many episodes were lived so far."""
+        return int(self.length.any(0).sum())
+
+    def play(self, policy, environments, seeds, buffers, tasks=None, noise=None):
+        """One more episode of each of these tasks (all when None), with noise (N, H, act) on its
+        actions."""
+        e, lives = self.episodes, [[] for _ in environments]
+        noises = iter(() if noise is None else noise.transpose(0, 1))
 
         def act(obs):
+            if noise is None:
+                return policy(obs)
             return (policy(obs) + next(noises)[:, None]).clamp(-1, 1)
+        rollout(act, environments, seeds, buffers,
+                record=lambda k, *transition: lives[k].append(transition))
+        for i, life in zip(range(len(lives)) if tasks is None else tasks, lives):
+            obs, action, reward, next_obs, terminated = (
+                torch.as_tensor(np.array(x), dtype=torch.float32) for x in zip(*life))
+            T = len(life)
+            self.obs[i, e, :T + 1] = buffers.standardise(torch.cat([obs, next_obs[-1:]]))
+            self.action[i, e, :T] = action.to(self.action.device)
+            self.reward_seen[i, e, :T] = buffers.standardise_reward(reward.to(self.obs.device))
+            self.terminated[i, e, :T] = terminated.to(self.obs.device)
+            self.length[i, e] = T
 
-        def record(i, obs, action, reward, following, terminated):
-            t = self.length[i, e]
-            self.obs[i, e, t:t + 2] = self.buffers.standardise(np.stack([obs, following]))
-            self.action[i, e, t] = torch.as_tensor(action)
-            self.reward_seen[i, e, t] = self.buffers.standardise_reward(reward)
-            self.terminated[i, e, t] = float(terminated)
-            self.length[i, e] += 1
-        rollout(act, environments, seeds, self.buffers, record)
-        self.episodes += 1
+    def there(self):
+        """Which of the episodes' steps so far were lived (N, P): the others are padding."""
+        step = torch.arange(self.horizon, device=self.length.device)
+        return (step < self.length[:, :self.episodes, None]).flatten(1)
 
-    def everything(self):
-        """All transitions (N, P, ...), offline then online, and which of them are there (N, P):
-        the others are padding. What only offline transitions have is NaN."""
-        e = self.episodes
-        obs, next_obs = self.obs[:, :e, :-1].flatten(1, 2), self.obs[:, :e, 1:].flatten(1, 2)
-        seen = self.reward_seen[:, :e].flatten(1)
+    def transitions(self, tasks, i, buffers):
+        """Of these tasks the transitions with these numbers (N, B). What only offline transitions
+        have is NaN."""
+        tasks = torch.as_tensor(tasks, device=i.device)[:, None]
+        e, t = i // self.horizon, i % self.horizon
+        obs, next_obs = self.obs[tasks, e, t], self.obs[tasks, e, t + 1]
+        seen = self.reward_seen[tasks, e, t]
         unused = torch.full_like(seen, torch.nan)
-        online = Batch(obs, self.action[:, :e].flatten(1, 2), self.buffers.scale_reward(seen), seen,
-                       next_obs, self.terminated[:, :e].flatten(1), unused, unused,
-                       torch.full_like(obs, torch.nan))
-        step = torch.arange(self.obs.shape[2] - 1, device=self.length.device)
-        there = step < self.length[:, :e, None]                                     # (N, e, H)
-        return (Batch(*(torch.cat(parts, 1) for parts in zip(self.D, online))),
-                torch.cat([torch.ones_like(self.D.reward), there.flatten(1).float()], 1))
+        return Batch(obs, self.action[tasks, e, t], buffers.scale_reward(seen), seen, next_obs,
+                     self.terminated[tasks, e, t], unused, unused, torch.full_like(obs, torch.nan))
+
+    def sample(self, tasks, size, buffers, generator):
+        """A batch (N, size) of what was lived of these tasks, drawn with replacement."""
+        i = draw(self.there()[torch.as_tensor(tasks)].cpu(), size, generator)
+        return self.transitions(tasks, i.to(self.obs.device), buffers)
+
+    def after(self, D, buffers):
+        """The offline batches D of all tasks and what was lived since, (N, P), and which of these
+        transitions are there."""
+        tasks, there = range(len(self.obs)), self.there()
+        online = self.transitions(tasks, torch.arange(there.shape[1], device=there.device)
+                                  .expand(len(tasks), -1), buffers)
+        return (Batch(*(torch.cat(parts, 1) for parts in zip(D, online))),
+                torch.cat([torch.ones_like(D.reward, dtype=torch.bool), there], 1))
 
     @torch.no_grad()
-    def td_lambda(self, V, gamma, td_lambda):
-        """TD(lambda) returns (N, e H) of all steps lived, which end in V(s) at the time limit."""
+    def td_lambda(self, V, buffers, gamma, td_lambda):
+        """TD(lambda) returns (N, E H) of all steps lived, which end in V(s) at the time limit."""
         e = self.episodes
-        values = V(self.obs[:, :e].flatten(1, 2)).view(len(self.obs), e, -1)        # (N, e, H + 1)
-        reward, going = self.buffers.scale_reward(self.reward_seen[:, :e]), 1 - self.terminated
+        values = V(self.obs[:, :e].flatten(1, 2)).view(len(self.obs), e, -1)        # (N, E, H + 1)
+        reward, going = buffers.scale_reward(self.reward_seen[:, :e]), 1 - self.terminated
         target = torch.zeros_like(reward)
-        for t in reversed(range(target.shape[2])):
+        for t in reversed(range(self.horizon)):
             following = values[..., t + 1]
-            if t + 1 < target.shape[2]:
+            if t + 1 < self.horizon:
                 mixed = (1 - td_lambda) * following + td_lambda * target[..., t + 1]
                 following = torch.where(t + 1 < self.length[:, :e], mixed, following)
             target[..., t] = reward[..., t] + gamma * going[:, :e, t] * following
         return target.flatten(1)
 
 
-def draw(there, size):
+def draw(there, size, generator=None):
     """Numbers (N, size) of transitions that are there (N, P), with replacement."""
-    return torch.multinomial(there, size, replacement=True)
+    return torch.multinomial(there.float(), size, replacement=True, generator=generator)
 
 
 def rows(x, i):
