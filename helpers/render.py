@@ -36,16 +36,44 @@ def check(env, path):
     camera(env, envs.FAMILIES[env].tasks[0]).close()
 
 
+def goal(task):
+    """A task in words; a walker's, whose body differs, has none that fit."""
+    if "velocity" in task:
+        return f"goal {task['velocity']:.2f} m/s, "
+    if "angle" in task:
+        return f"goal {np.degrees(task['angle']):.0f} degrees, "
+    return {1: "goal: forward, ", -1: "goal: backward, "}.get(task.get("direction"), "")
+
+
+def speed(environment):
+    """Of the robot in m/s: along x or, where the goal is a direction, along that."""
+    direction = getattr(environment, "direction", 1)                # a number, or the ant's (2,)
+    velocity = environment.data.qvel[:2]
+    return float(velocity @ direction if np.ndim(direction) else velocity[0] * direction)
+
+
+def captioned(picture, *lines):
+    """An image (height, width, 3) with lines of large type above it."""
+    frame = Image.new("RGB", (picture.shape[1], picture.shape[0] + 30 * len(lines)), "white")
+    frame.paste(Image.fromarray(picture), (0, 30 * len(lines)))
+    for k, line in enumerate(lines):
+        ImageDraw.Draw(frame).text((8, 30 * k + 3), line, "black", font_size=20)
+    return frame
+
+
 def side_by_side(run, rollout, path):
     """Writes the GIF of the last held-out task; every second step, at the task's own pace."""
-    config, buffers, task = run.config, run.buffers, run.buffers.test[-1]
-    batch, = buffers.sample([task], [config.test_batch], torch.Generator().manual_seed(0))
-    films, env = [], camera(config.env, envs.FAMILIES[config.env].tasks[task])
+    config, buffers, i = run.config, run.buffers, run.buffers.test[-1]
+    task, films = envs.FAMILIES[config.env].tasks[i], []
+    batch, = buffers.sample([i], [config.test_batch], torch.Generator().manual_seed(0))
+    env = camera(config.env, task)
     for adapted, name in ((False, "before"), (True, "after")):
-        total, = rollout(run.learner.policies(batch, adapted), [env], [0], buffers)
-        films.append([Image.fromarray(frame) for frame in env.render()[::2]])
-        for frame in films[-1]:
-            ImageDraw.Draw(frame).text((8, 8), f"{name} adaptation: return {total:.0f}", "black")
+        speeds = [0.0]                                              # at rest, then after each step
+        total, = rollout(run.learner.policies(batch, adapted), [env], [0], buffers,
+                         record=lambda *_: speeds.append(speed(env.unwrapped)))
+        films.append([captioned(picture, f"{name} adaptation: return {total:.0f}",
+                                f"{goal(task)}speed {v:.2f} m/s")
+                      for picture, v in list(zip(env.render(), speeds))[::2]])
     length = max(map(len, films))
     films = [film + film[-1:] * (length - len(film)) for film in films]     # who fell lies there
     frames = [Image.fromarray(np.hstack(pair)).quantize(64) for pair in zip(*films)]
