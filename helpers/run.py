@@ -157,8 +157,9 @@ class Run:
         before, after = (x.mean() for x in returns)
         self.check_finite(before, "return before adaptation")
         self.check_finite(after, "return after adaptation")
-        losses = {name: float(np.mean([x[name] for x in self.losses]))
-                  for name in (self.losses[0] if self.losses else ())}
+        names = dict.fromkeys(name for x in self.losses for name in x)      # not all in every step
+        losses = {name: float(np.mean([x[name] for x in self.losses if name in x]))
+                  for name in names}
         self.losses = []
         self.rows.append(dict(step=step, seconds=round(self.seconds, 1), **losses,
                               before=float(before), after=float(after)))
