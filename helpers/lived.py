@@ -67,7 +67,9 @@ class Lived(nn.Module):
 
     def sample(self, tasks, size, buffers, generator):
         """A batch (N, size) of what was lived of these tasks, drawn with replacement."""
-        i = draw(self.there()[torch.as_tensor(tasks)].cpu(), size, generator)
+        there = self.there()[torch.as_tensor(tasks)].cpu()
+        k = (torch.rand(len(there), size, generator=generator) * there.sum(1, keepdim=True)).long()
+        i = torch.searchsorted(there.cumsum(1), k + 1)          # the k-th that is there, from 0
         return self.transitions(tasks, i.to(self.obs.device), buffers)
 
     def after(self, D, buffers):
@@ -95,9 +97,9 @@ class Lived(nn.Module):
         return target.flatten(1)
 
 
-def draw(there, size, generator=None):
+def draw(there, size):
     """Numbers (N, size) of transitions that are there (N, P), with replacement."""
-    return torch.multinomial(there.float(), size, replacement=True, generator=generator)
+    return torch.multinomial(there.float(), size, replacement=True)
 
 
 def rows(x, i):
