@@ -23,12 +23,15 @@ Where we leave the papers:
  1. The actor is regularised by advantage weights (AWAC, Nair et al., 2020), not by a dual KL
     divergence with a critic of its own (BRAC). The latter never got going within minutes.
  2. The actor is a Gaussian with a fixed deviation, without an entropy bonus, as MACAW's policy.
- 3. Small nets, large steps (Adam, 1e-3 falling to 0), quick targets: minutes on a laptop.
+ 3. Small nets, large steps (Adam, 3e-3 falling to 0), quick targets: minutes on a laptop.
  4. Each task gives two contexts to the distance loss. They are its positive pair. Distances are
     means over dimensions; attraction and repulsion are averaged apart.
  5. The encoder sees next observations only where the dynamics differ (walker_params).
  6. PEARL's actor is deterministic, and testing acts by the posterior's mean, not by a sample.
  7. Contexts have 64 transitions in training and 256 in testing.
+ 8. FOCAL's encoder learns in the first 600 updates, then stays. Its loss needs nobody else, and
+    actor and critics fit codes that stay better than codes that move: slow gaits above all.
+ 9. FOCAL's actor and critics learn from the later half of lives, as MACAW's D^ts.
 """
 import copy
 import dataclasses
@@ -46,26 +49,34 @@ from helpers.run import Method, RunConfig, main
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
-    """The settings that are FOCAL's and PEARL's own; [code]: of the authors' released programs."""
-    variant: str = flag("focal", "focal, pearl or pearl_regularised")
+class ContextConfig(RunConfig):
+    """The settings of a method that infers a context; [code]: of the authors' released programs."""
     steps: int = flag(2500, "updates of all nets [us]", 1)
     tasks_per_step: int = flag(16, "tasks in an update [code]", 1, 1000)
     batch: int = flag(64, "transitions of a task for actor and critics [us; code: 256]", 1, 100_000)
     context: int = flag(64, "transitions in a context [us]", 1, 100_000)
+    late: float = flag(0.0, "skip this share of a life when drawing what actor and critics learn "
+                            "from [us]", 0, 0.99)
     next_obs: bool = flag(False, "the encoder sees next observations, too")
     code: int = flag(8, "numbers in a task's code z [code: 5 to 20]", 1, 1000)
     width: int = flag(128, "units in each hidden layer [us; code: 200 to 300]", 1, 4096)
-    probabilistic: bool = flag(False, "PEARL's encoder: a Gaussian, trained through the critics")
-    regularise: bool = flag(True, "keep the actor near the data by advantage weights")
     sigma: float = flag(0.2, "standard deviation of the actor [us]", 1e-3, 10)
     temperature: float = flag(0.5, "of the advantage weights, in deviations of A [us]", 1e-3)
-    power: float = flag(2.0, "n of the distance loss [paper]", 0.1, 10)
-    beta: float = flag(1.0, "weight of the distance loss's repulsion [paper]", 0, 1000)
-    epsilon: float = flag(0.1, "bounds the repulsion by beta / epsilon [paper]", 1e-6, 10)
     kl: float = flag(1e-5, "weight of PEARL's KL divergence [us; code: 0.1 on rewards x 5]", 0, 100)
     lr: float = flag(1e-3, "Adam step size of all nets [us; code: 3e-4]", 0, 1)
     tau: float = flag(0.02, "how far targets move to the critics an update [us; code: 0.005]", 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ContextConfig):
+    """The settings that are FOCAL's and PEARL's own."""
+    variant: str = flag("focal", "focal, pearl or pearl_regularised")
+    probabilistic: bool = flag(False, "PEARL's encoder: a Gaussian, trained through the critics")
+    regularise: bool = flag(True, "keep the actor near the data by advantage weights")
+    encoder_steps: int = flag(600, "updates in which the encoder learns, 0: in all [us]", 0)
+    power: float = flag(2.0, "n of the distance loss [paper]", 0.1, 10)
+    beta: float = flag(1.0, "weight of the distance loss's repulsion [paper]", 0, 1000)
+    epsilon: float = flag(0.1, "bounds the repulsion by beta / epsilon [paper]", 1e-6, 10)
 
     @property
     def batch_sizes(self):
@@ -73,16 +84,18 @@ class Config(RunConfig):
         return self.context, self.context, self.batch
 
 
-PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),
-    "cheetah_dir": dict(tasks_per_step=2, batch=256, context=128),
-    "walker_params": dict(next_obs=True),
+FAST = dict(late=0.5, temperature=1.0, lr=3e-3)
+PRESETS = {**dict.fromkeys(envs.FAMILIES, FAST),
+    "cheetah_dir": dict(FAST, tasks_per_step=2, batch=256, context=128),
+    "walker_params": dict(next_obs=True, late=0.5),
     "point_goal": dict(steps=600, gamma=0.9, width=64, eval_every=200),
 }
 
+PEARL = dict(probabilistic=True, encoder_steps=0, late=0.0, temperature=0.5, lr=1e-3)
 VARIANTS = {
     "focal": dict(),
-    "pearl": dict(probabilistic=True, regularise=False),
-    "pearl_regularised": dict(probabilistic=True),
+    "pearl": dict(PEARL, regularise=False),
+    "pearl_regularised": PEARL,
 }
 
 def mlp(inputs, hidden, outputs):
@@ -237,7 +250,10 @@ def train(run, until):
     """Offline meta-training, up to update `until`."""
     config, focal = run.config, run.learner
     for _ in run.steps(until):
-        first, second, batch = run.sample(run.choose(config.tasks_per_step), config.batch_sizes)
+        learns = run.step < (config.encoder_steps or config.steps)
+        focal.encoder.requires_grad_(learns)
+        first, second, batch = run.sample(run.choose(config.tasks_per_step), config.batch_sizes,
+                                          begin=(0.0, 0.0, config.late))
         noise = torch.randn(len(batch.obs), config.code, generator=run.generator).to(config.device)
         run.descend(**focal.losses(first, second, batch, noise))
         focal.follow()

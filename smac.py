@@ -47,18 +47,18 @@ from helpers.run import Method, environments_of, main, rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(focal.Config):
-    """The settings that are SMAC's own; the others are FOCAL's."""
+class Config(focal.ContextConfig):
+    """The settings that are SMAC's own."""
     variant: str = flag("smac", "smac, or a control: frozen, no_data")
     steps: int = flag(3500, "updates in both phases [us]", 1)
     offline_steps: int = flag(2000, "updates before the policy begins to explore [us]", 1)
     context: int = flag(128, "transitions in a context [us]", 1, 100_000)
     code: int = flag(5, "numbers in a task's code z [code]", 1, 1000)
-    probabilistic: bool = flag(True, "a Gaussian code; always")
     kl: float = flag(1e-3, "weight of the KL divergence, against the reward's error [us]", 0, 100)
     rounds: int = flag(11, "explorations of the training tasks in the online phase", 0, 1000)
     episodes: int = flag(2, "episodes of each task in an exploration", 1, 100)
     frozen: bool = flag(False, "encoder and decoder stay as they are in the online phase [code]")
+    probabilistic = regularise = True       # its code is a Gaussian, its actor stays near the data
 
     @property
     def batch_sizes(self):
@@ -84,8 +84,6 @@ class Smac(focal.Focal):
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__(obs_dim, act_dim, config)
-        if not config.probabilistic:
-            raise BadInput("SMAC's code is a Gaussian; leave --no-probabilistic out")
         if not config.rounds <= config.steps - config.offline_steps > 0:
             raise BadInput("--steps counts both phases; give more than --offline-steps, by at "
                            "least --rounds")
@@ -171,7 +169,7 @@ def train(run, until):
         if run.step in starts:
             self_supervise(run)
         tasks = run.choose(config.tasks_per_step)
-        context, batch = run.sample(tasks, config.batch_sizes)
+        context, batch = run.sample(tasks, config.batch_sizes, begin=(0.0, config.late))
         if smac.lived.episodes:
             context, batch = mixed(run, tasks, context, batch)
         noise = torch.randn(len(tasks), config.code, generator=run.generator).to(config.device)

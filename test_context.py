@@ -150,6 +150,27 @@ def test_every_variant_trains_what_it_should(method, variant):
         assert torch.equal(x, encoder[name]) == (variant == "frozen"), name
 
 
+def test_focals_encoder_stays_after_its_own_updates():
+    for encoder_steps, stays in ((5, True), (0, False)):
+        model = run_of(focal.FOCAL, encoder_steps=encoder_steps, **SMALL)
+        focal.train(model, until=5)
+        encoder, actor = (copy.deepcopy(net.state_dict())
+                          for net in (model.learner.encoder, model.learner.actor))
+        focal.train(model, until=12)
+        for name, x in model.learner.encoder.state_dict().items():
+            assert torch.equal(x, encoder[name]) == stays
+        for name, x in model.learner.actor.state_dict().items():
+            assert not torch.equal(x, actor[name])
+
+
+def test_losses_are_logged_where_a_phase_ends_between_two_evaluations(tmp_path):
+    model = run_of(smac.SMAC, variant="frozen", **{**SHORT, "rounds": 1}, eval_every=4)
+    model.folder = tmp_path
+    smac.train(model, until=12)
+    assert [row["step"] for row in model.rows if "reward_loss" in row] == [4, 8]
+    assert all("actor_loss" in row for row in model.rows if row["step"])
+
+
 def test_the_online_phase_reads_no_reward(monkeypatch):
     """Rewards of the training tasks' environments are made NaN: nothing changes. Episodes get their
     labels from the decoder, told a code of their own task."""

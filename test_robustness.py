@@ -94,7 +94,7 @@ FLAGS = [
     ("macaw", "--test-steps 0"), ("macaw", "--inner-steps -1"), ("macaw", "--weight-decay -1"),
     ("macaw", "--evaluate="), ("macaw", "--evaluate x.pt --resume --out taken"),
     ("macaw", "--device meta"), ("macaw", "--advantage-coef 1e9"), ("macaw", "--render film.pt"),
-    ("focal", "--tasks-per-step 1"), ("smac", "--no-probabilistic"), ("smac", "--steps 500"),
+    ("focal", "--tasks-per-step 1"), ("smac", "--beta 2"), ("smac", "--steps 500"),
     ("smac", "--steps 510 --rounds 11"), ("experiments", "few --tasks 3 --out missing"),
     ("experiments", "online --checkpoint x.pt --out taken"),
     ("macaw", "--wings 2"), ("macaw", "--env"), ("macaw", "--ste 5"), ("macaw", "stray"),
