@@ -98,7 +98,7 @@ VARIANTS = {                                    # the paper's ablations and base
     "macaw": dict(),
     "no_advantage": dict(head_width=0),
     "no_wt": dict(latent=0, inner_lr=0.03, weight_decay=0.1),       # at equal width, best settings
-    "no_wt_wide": dict(latent=0, width=415),                        # at equal parameter count
+    "no_wt_wide": dict(latent=0, inner_lr=0.03, weight_decay=0.1, width=415),   # equal parameters
     "maml_awr": dict(latent=0, head_width=0, inner_lr=0.03, weight_decay=0.1),
     "meta_bc": dict(head_width=0, temperature=1e9),                 # all advantage weights are 1
     "mt_awr": dict(multi_task=True, latent=0, head_width=0, inner_steps=0, test_steps=20),  # MT+FT
