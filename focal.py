@@ -21,17 +21,18 @@ the KL divergence to the prior N(0, I), and nothing keeps the actor near the dat
 
 Where we leave the papers:
  1. The actor is regularised by advantage weights (AWAC, Nair et al., 2020), not by a dual KL
-    divergence with a critic of its own (BRAC). The latter never got going within minutes.
+    divergence with a critic of its own (BRAC), which did not learn within minutes of training.
  2. The actor is a Gaussian with a fixed deviation, without an entropy bonus, as MACAW's policy.
- 3. Small nets, large steps (Adam, 3e-3 falling to 0), quick targets: minutes on a laptop.
+ 3. Small nets, large steps (Adam, 3e-3 or 1e-3 falling to 0), quick targets: minutes on a laptop.
  4. Each task gives two contexts to the distance loss. They are its positive pair. Distances are
     means over dimensions; attraction and repulsion are averaged apart.
  5. The encoder sees next observations only where the dynamics differ (walker_params).
  6. PEARL's actor is deterministic, and testing acts by the posterior's mean, not by a sample.
  7. Contexts have 64 transitions in training and 256 in testing.
- 8. FOCAL's encoder learns in the first 600 updates, then stays. Its loss needs nobody else, and
+ 8. FOCAL's encoder learns in the first 600 updates, then stays. Its loss needs no critic, and
     actor and critics fit codes that stay better than codes that move: slow gaits above all.
- 9. FOCAL's actor and critics learn from the later half of lives, as MACAW's D^ts.
+ 9. FOCAL's actor and critics learn from the later half of lives, as MACAW's D^ts do
+    (PEARL and the toy family: from whole lives).
 """
 import copy
 import dataclasses

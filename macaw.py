@@ -19,7 +19,7 @@ What no paper mentions (checkpoints, evaluation, files) is in helpers/. Where a 
 Where we leave the paper (reasons in docs/deviations.md):
  1. The behaviour agents of D^ts live under common random numbers (ants: are one agent), so gaits
     agree from task to task (collect.py). Of all deviations this moves the numbers most [us].
- 2. At the time limit returns bootstrap with gamma^k V(s_end), but in the inner value loss [code].
+ 2. At the time limit returns bootstrap with gamma^k V(s_end), not in the inner value loss [code].
  3. Weights use advantages standardised in the batch, the exponent clipped at log 20 [code]; the
     advantage head regresses the advantage as it is.
  4. Inner step sizes, one for each tensor, and lambda are meta-learned [code].
@@ -75,7 +75,7 @@ class Config(RunConfig):
     multi_task: bool = flag(False, "MT+FT: one net, told a one-hot task id; Adam steps in testing")
     inner_batch: int = flag(128, "transitions in D^tr [us; code: 256]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
-    late: float = flag(0.0, "skip this share of a life when drawing D^ts [paper]", 0, 0.99)
+    late: float = flag(0.0, "skip this share of a life when drawing D^ts [paper: none]", 0, 0.99)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 0, 100)
     test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
 
@@ -97,7 +97,7 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differentl
 VARIANTS = {                                    # the paper's ablations and baselines (Section 5)
     "macaw": dict(),
     "no_advantage": dict(head_width=0),
-    "no_wt": dict(latent=0, inner_lr=0.03, weight_decay=0.1),       # at equal width, best settings
+    "no_wt": dict(latent=0, inner_lr=0.03, weight_decay=0.1),       # at equal width
     "no_wt_wide": dict(latent=0, inner_lr=0.03, weight_decay=0.1, width=415),   # equal parameters
     "maml_awr": dict(latent=0, head_width=0, inner_lr=0.03, weight_decay=0.1),
     "meta_bc": dict(head_width=0, temperature=1e9),                 # all advantage weights are 1

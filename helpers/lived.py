@@ -1,4 +1,4 @@
-"""What policies live online: a few episodes of each task, beside the offline data."""
+"""Episodes that policies collect online, beside the offline data."""
 import numpy as np
 import torch
 from torch import nn
@@ -50,7 +50,7 @@ class Lived(nn.Module):
             self.length[i, e] = T
 
     def there(self):
-        """Which of the episodes' steps so far were lived (N, P): the others are padding."""
+        """Which of the episodes' steps so far are real (N, P); the others are padding."""
         step = torch.arange(self.horizon, device=self.length.device)
         return (step < self.length[:, :self.episodes, None]).flatten(1)
 

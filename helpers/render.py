@@ -75,7 +75,7 @@ def side_by_side(run, rollout, path):
                                 f"{goal(task)}speed {v:.2f} m/s")
                       for picture, v in list(zip(env.render(), speeds))[::2]])
     length = max(map(len, films))
-    films = [film + film[-1:] * (length - len(film)) for film in films]     # who fell lies there
+    films = [film + film[-1:] * (length - len(film)) for film in films]     # who fell stays there
     frames = [Image.fromarray(np.hstack(pair)).quantize(64) for pair in zip(*films)]
     with replacing(path) as file:
         frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], loop=0,

@@ -44,7 +44,8 @@ EVAL_DRAWS = 2                  # batches of each task in an evaluation on the w
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """The settings that every method has."""
-    env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
+    env: str = flag("cheetah_vel", "task family, each with settings of its own (PRESETS): "
+                     + ", ".join(envs.FAMILIES))
     variant: str = flag("macaw", "the method, or what its paper compares it with; see VARIANTS")
     steps: int = flag(1500, "n of Algorithm 1, meta-steps [us]", 1)
     seed: int = flag(0, "of nets and batches", 0)

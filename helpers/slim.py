@@ -1,7 +1,7 @@
 """A small copy of a checkpoint, to ship: it can be evaluated and adapted, but not gone on with.
 
-    python -m helpers.slim runs/cheetah_vel-focal-s0/checkpoint.pt notebooks/focal.pt
-    python -m helpers.slim runs/cheetah_vel-macaw-s0/checkpoint.pt notebooks/macaw.pt --latent 7
+    python -m helpers.slim runs/cheetah_vel-focal-s0/checkpoint.pt small.pt
+    python -m helpers.slim runs/cheetah_vel-macaw-s0/checkpoint.pt small.pt --latent 7
 """
 import os
 
@@ -14,8 +14,9 @@ NEVER_READ = "lived."       # in testing: what SMAC's policies lived in training
 
 
 def slim(state):
-    """The state of a checkpoint (see run.STATE) without the optimizer's, its numbers in half
-    precision; a target critic is stored as the critic that it follows, which acts alike."""
+    """The state of a checkpoint (see run.STATE) without the optimizer's and without the paths of
+    the machine that it was made on, its numbers in half precision; a target critic is stored as
+    the critic that it follows, which acts alike."""
     small = {}
     for name, x in state["learner"].items():
         if name.startswith(NEVER_READ):
@@ -24,11 +25,12 @@ def slim(state):
             small[name] = small[name.replace("targets.", "critics.", 1)]    # the same storage
         else:
             small[name] = x.half() if x.is_floating_point() else x
-    return dict(state, learner=small, optimizer=dict(state["optimizer"], state={}))
+    config = dict(state["config"], data="", adapt_data="", out="")
+    return dict(state, config=config, learner=small, optimizer=dict(state["optimizer"], state={}))
 
 
 def fewer_directions(learner, latent):
-    """MACAW's transforms w = M z + m with `latent` numbers in z. Its own direction is kept, so that
+    """MACAW's transforms w = M z + m with `latent` numbers in z. z's own direction is kept, so that
     w stays what it is, and those in which M is largest. A step moves w by M M^T, |z|^2 and 1, so
     to turn z and M together changes nothing, and to leave out where M is small changes little:
     training makes a few directions large and leaves the others as small as they began."""

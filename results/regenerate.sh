@@ -2,6 +2,7 @@
 # Makes every number of docs/results.md, whose_data.md and reproduction.md anew, in results/ (what
 # is there already is kept), with one thread a run, two at a time: about thirteen hours, three of
 # them for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
+# (A line must not end in a blank: xargs would join the next one to it.)
 # Usage: results/regenerate.sh [python]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -160,7 +161,7 @@ for env in cheetah_vel walker_params ant_dir; do
             flags=
             [ $name = macaw ] || out=results/$env/online_pearl-s$seed flags="--method focal"
             [ ! -e $checkpoint ] || [ -e $out/summary.json ] || \
-                echo "experiments.py online --checkpoint $checkpoint --out $out $flags"
+                echo "experiments.py online --checkpoint $checkpoint $flags --out $out"
         done
     done
 done | xargs -r -P 2 -L 1 "$python"
