@@ -55,6 +55,7 @@ run() {         # family, name of the run, seed
         *_lives) flags="--data data/$env.npz --late 0 --steps 1000 $plain" ;;
         macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
         *_aligned) flags="--data data/$env.npz" ;;
+        *_untuned) flags="--late 0 --lr 0.001 --temperature 0.5 --encoder-steps 0" ;;
         *_short) flags="--steps 600" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
@@ -106,6 +107,10 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" no_advantage no_wt maml_awr
     runs cheetah_vel "0 1 2 3 4" smac frozen no_data {macaw,focal}_aligned \
         {macaw,meta_bc,mt_awr,no_advantage,no_wt,maml_awr}_independent
+    for env in cheetah_vel walker_params ant_dir cheetah_dir; do
+        runs $env "0 1 2" focal_untuned
+    done
+    runs cheetah_vel "3 4" focal_untuned
     runs cheetah_vel "0 1" {macaw,no_wt,no_wt_wide}_short
     runs cheetah_vel "0 1 2" macaw_two {pearl,smac}_aligned
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
