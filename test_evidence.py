@@ -132,6 +132,23 @@ def test_a_run_counts_where_it_was_judged_everywhere(tmp_path, capsys, quick):
     assert ("MACAW", "2") in rows(capsys.readouterr().out)
 
 
+def test_focals_lead_is_paired_where_the_seeds_are_the_same(tmp_path, capsys, quick):
+    folder = tmp_path / "cheetah_vel"
+    tasks = np.arange(len(envs.FAMILIES["cheetah_vel"].test))
+    for name, after in (("macaw", tasks * 100.0), ("focal", tasks * 100.0 + 7),
+                        ("macaw_aligned", 0.0), ("focal_aligned", 0.0)):
+        for seed in range(2 if name != "macaw_aligned" else 3):
+            keep(folder, name, seed, after)
+            for group in ("aligned", "others", "strangers"):
+                (folder / f"{name}-s{seed}/{group}").mkdir()
+                (folder / f"{name}-s{seed}/{group}/summary.json").write_text(
+                    (folder / f"{name}-s{seed}/summary.json").read_text())
+    evidence.whose(folder, tmp_path / "x.png")
+    table = rows(capsys.readouterr().out)
+    assert table["FOCAL - MACAW", "2"][:3] == ["+7.0 [7.0, 7.0]"] * 3       # tasks differ by 100
+    assert not [name for name, _ in table if name.startswith("FOCAL - MACAW;")]
+
+
 def test_own_exploration_is_over_seeds(tmp_path, capsys):
     for seed, own in enumerate(((-3.0, 0.0), (-1.0, 0.0))):
         keep(tmp_path / "cheetah_vel", "smac", seed, 1.0, own_before=own[0], own_after=own[1])

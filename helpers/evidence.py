@@ -343,10 +343,11 @@ def context(folder, path):
 def judged(folder, path, columns, title):
     """Return after adaptation of a family's runs by what they adapted to: a run's own summary and
     those in its subfolders; every task a dot, its mean over seeds. Prints the table."""
-    rows = {}
+    rows, seeds = {}, {}
     for name, label in NAMES.items():
         runs = [[f / column for column in columns] for f in folders_of(folder, name)]
         runs = [run for run in runs if all((f / "summary.json").exists() for f in run)]
+        seeds[label] = [read(run[0], "summary.json")["seed"] for run in runs]
         if runs:
             rows[label] = np.moveaxis(paired([[read(f, "summary.json") for f in column]
                                               for column in zip(*runs)]), 0, 1)
@@ -367,6 +368,12 @@ def judged(folder, path, columns, title):
             axes.plot(x[:, k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)
             axes.plot([low, high], [height] * 2, color=color, lw=2)
             axes.plot(mean, height, "o", color=color, label=None if y else column)
+    for words in SETTINGS.values():                                 # paired, in the same setting
+        one, other = METHODS["focal"] + words, METHODS["macaw"] + words
+        if one in rows and seeds[one] == seeds[other]:
+            lead = rows[one] - rows[other]
+            print(f"| {METHODS['focal']} - {METHODS['macaw']}{words} | {len(lead)} |",
+                  *(f"{signed(lead[:, k])} |" for k in range(len(columns))), "|")
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)
