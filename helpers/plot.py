@@ -107,19 +107,44 @@ def check_alike(runs, what):
                            "leave one of them out")
 
 
+def label_ends(axes, ends, x):
+    """Words beside the ends (height, color) of curves, right of x, moved apart where they would
+    lie on each other."""
+    gap, lowest = 0.07 * np.ptp(axes.get_ylim()), -np.inf
+    for words, (y, color) in sorted(ends.items(), key=lambda item: item[1][0]):
+        lowest = max(y, lowest + gap)
+        axes.annotate(words, (x, lowest), (8, 0), textcoords="offset points", color=color,
+                      va="center", fontsize=14, annotation_clip=False)
+
+
 def curve(folders, path):
-    """Held-out return before and after adaptation over meta-steps, a line a run."""
+    """Held-out return before and after adaptation over meta-steps, a line a run, a color and a
+    label at its end a variant."""
     configs = [read(folder, "config.json") for folder in folders]
     check_alike(configs, lambda config: config["env"])
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    variants = {}                           # of each its seeds and its tables
     for folder, config in zip(folders, configs):
-        table = read(folder, "metrics.csv")
-        line, = axes.plot(table["step"], table["after"], label=label_of(config))
-        axes.plot(table["step"], table["before"], ":", color=line.get_color())
-    axes.set(xlabel="meta-steps", ylabel="return on held-out tasks",
-             title=f"{configs[0]['env']}: after (solid) and before (dotted) adaptation")
-    axes.legend()
+        variants.setdefault(config["variant"], []).append(
+            (config["seed"], read(folder, "metrics.csv")))
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes, ends, last = figure.subplots(), {}, 0
+    for k, (variant, runs) in enumerate(variants.items()):
+        color = COLORS.get(variant, f"C{k}")
+        for _, table in runs:
+            axes.plot(table["step"], table["after"], color=color, lw=2 if len(runs) == 1 else 1)
+            axes.plot(table["step"], table["before"], ":", color=color, lw=1)
+            last = max(last, *table["step"])
+        words = f"seed {runs[0][0]}" if len(runs) == 1 else f"{len(runs)} runs"
+        ends[f"{METHODS.get(variant, variant)}, {words}"] = np.mean(
+            [table["after"][-1] for _, table in runs]), color
+    axes.set_xlim(right=max(last, 1))
+    label_ends(axes, ends, last)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("meta-steps", fontsize=14)
+    axes.set_ylabel("return on held-out tasks", fontsize=14)
+    axes.set_title(f"{configs[0]['env']}: after (solid) and before (dotted) adaptation",
+                   fontsize=14)
+    axes.tick_params(labelsize=13)
     save(figure, path)
 
 
@@ -133,7 +158,7 @@ def tasks(folders, path):
     """Return on each held-out task before and after adaptation, a dot a run, beside its agent."""
     runs = [read(folder, "summary.json") for folder in folders]
     ids, env = [task["id"] for task in runs[0]["tasks"]], runs[0]["env"]
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, marker, color, label in (
             ("behavior_final", "_", "black", "the agent that made the data, at its end"),
@@ -146,10 +171,12 @@ def tasks(folders, path):
                      marker=marker, label=label, linewidths=2.5 if marker == "_" else 0.5,
                      edgecolors=None if marker == "_" else "white")
     axes.set_xticks(range(len(ids)), [name_of(envs.FAMILIES[env].tasks[i], i) for i in ids])
-    axes.set(ylabel="return of an episode", title=f"{env}: tasks that were never trained on",
-             xlim=(-0.5, len(ids) - 0.5))
+    axes.set_ylabel("return of an episode", fontsize=14)
+    axes.set_title(f"{env}: tasks that were never trained on", fontsize=14)
+    axes.set_xlim(-0.5, len(ids) - 0.5)
+    axes.tick_params(labelsize=13)
     axes.grid(axis="y", alpha=0.4)
-    axes.legend(markerscale=0.8)
+    axes.legend(markerscale=0.8, fontsize=12)
     save(figure, path)
 
 
