@@ -103,10 +103,10 @@ def test_all_held_out_sets_are_put_together(tmp_path, capsys, quick):
         keep(folder, f"{name}_set1", 0, 20 + lead)
     evidence.rotation(tmp_path, tmp_path / "x.png")
     out = capsys.readouterr().out
-    assert out.startswith("| family | tasks | MACAW | Meta-BC | lead | MT+FT | lead | agents at")
+    assert out.startswith("| family | tasks | MACAW | after - before | Meta-BC | lead | MT+FT | le")
     cells = rows(out)["ant_dir", "10, all"]
-    assert cells[0].startswith("17.0 ") and cells[2] == "+1.0 [1.0, 1.0]"
-    assert cells[4] == "+2.0 [2.0, 2.0]"
+    assert cells[0].startswith("17.0 ") and cells[3] == "+1.0 [1.0, 1.0]"
+    assert cells[5] == "+2.0 [2.0, 2.0]" and cells[1].startswith("+17.0 ")
 
 
 def test_fewer_tasks_stand_in_their_columns(tmp_path, capsys, quick):
@@ -231,7 +231,7 @@ def test_all_held_out_sets_are_of_the_same_seeds(tmp_path, capsys, quick):
     keep(folder, "macaw_set1", 0, 0.0)
     evidence.rotation(tmp_path, tmp_path / "x.png")
     cells = rows(capsys.readouterr().out)["ant_dir", "10, all"]
-    assert cells[0] == "100.0 [100.0, 100.0]" and cells[2] == "+0.0 [0.0, 0.0]"
+    assert cells[0] == "100.0 [100.0, 100.0]" and cells[3] == "+0.0 [0.0, 0.0]"
     (folder / "meta_bc_set1-s1").rename(folder / "meta_bc_set2-s1")
     refused(evidence, "rotation", tmp_path, "--out", tmp_path / "y.png", words=["meta_bc_set1"])
 

@@ -267,19 +267,22 @@ def rotation(folder, path):
     families = families_of(folder, "macaw_set*")
     figure = Figure(figsize=(9, 2.6 * len(families) + 0.5), layout="constrained")
     panels = figure.subplots(len(families), 1, squeeze=False)[:, 0]
-    print("| family | tasks | MACAW | " + " | ".join(f"{METHODS[n]} | lead" for n in names[1:])
-          + " | agents at their end |\n|---|---|" + "---|" * 6)
+    print("| family | tasks | MACAW | after - before | "
+          + " | ".join(f"{METHODS[n]} | lead" for n in names[1:])
+          + " | agents at their end |\n|---|---|" + "---|" * 7)
     for axes, family in zip(panels, families):
         sets = ["", *sorted({f.name.split("-s")[0].removeprefix("macaw")
                              for f in folders_of(family, "macaw_set*")})]
         cells = shared_of(family, [name + suffix for suffix in sets for name in names])
         parts = [cells[k:k + len(names)] for k in range(0, len(cells), len(names))]    # a set each
         returns = dict(zip(names, np.concatenate([paired(part) for part in parts], -1)))
+        before = np.concatenate([numbers(macaws, "before") for macaws, *_ in parts], -1)
         tasks = [task for macaws, *_ in parts for task in macaws[0]["tasks"]]
         ids, end = (np.array([task[key] for task in tasks]) for key in ("id", "behavior_final"))
         unchosen = ~np.isin(ids, CHOSEN_ON.get(family.name, ()))
         for words, kept in (("all", unchosen | True), ("without those chosen on", unchosen)):
-            cells = [f"{as_text(*interval(returns['macaw'][:, kept]))}"]
+            cells = [as_text(*interval(returns["macaw"][:, kept])),
+                     signed((returns["macaw"] - before)[:, kept])]
             for name in names[1:]:
                 x = returns[name][:, kept]
                 cells += [as_text(*interval(x)), signed(returns["macaw"][:, kept] - x)]
