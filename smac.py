@@ -127,7 +127,8 @@ def self_supervise(run):
             e = lived.episodes - 1
             context, = buffers.sample(tasks, [config.context], run.generator)
             life = SimpleNamespace(obs=lived.obs[tasks, e, :-1], action=lived.action[tasks, e])
-            lived.reward_seen[tasks, e] = smac.reward(life, smac.encode(context))
+            label = smac.reward(life, smac.encode(context))
+            lived.reward_seen[tasks, e] = label     # in place of the rewards, which nobody has read
 
 
 @torch.no_grad()
