@@ -78,11 +78,13 @@ def test_a_score_is_one_at_the_end_of_the_agents_and_zero_at_their_birth(tmp_pat
             keep(tmp_path / env, "macaw", seed, 10.0)
             keep(tmp_path / env, "focal", seed, births)
             keep(tmp_path / env, "pearl", seed, (births + 10) / 2)
+            keep(tmp_path / env, "focal_untuned", seed, births)
     evidence.scores(tmp_path, tmp_path / "x.png")
     table = rows(capsys.readouterr().out)
     assert table["MACAW", "2"][0] == "1.00 [1.00, 1.00]"
     assert table["FOCAL", "2"][:2] == ["0.00 [0.00, 0.00]", "+1.00 [1.00, 1.00]"]
     assert table["Offline PEARL", "2"][2:] == ["0.50"] * 4
+    assert table["FOCAL; first settings", "2"][2:] == ["0.00"] * 4
 
 
 def test_births_are_returns_of_uniform_actions():

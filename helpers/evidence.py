@@ -243,7 +243,7 @@ def scores(folder, path):
                            digits=2)
         mean, low, high = aggregate(parts, iqm)
         seeds = sorted({len(x) for x in parts.values()})
-        print(f"| {METHODS[name]} | {' to '.join(map(str, seeds))} | "
+        print(f"| {NAMES[name]} | {' to '.join(map(str, seeds))} | "
               f"{as_text(mean, low, high, digits=2)} | {lead} | "
               + " | ".join(f"{x.mean():.2f}" for x in parts.values()) + " |")
         for k, (env, x) in enumerate(parts.items()):
@@ -251,7 +251,7 @@ def scores(folder, path):
                       alpha=0.6, label=None if y else env)
         axes.plot([low, high], [y] * 2, color="black", lw=2)
         axes.plot(mean, y, "|", color="black", ms=24, mew=3)
-    axes.set_yticks(range(len(names)), [METHODS[name] for name in names])
+    axes.set_yticks(range(len(names)), [NAMES[name] for name in names])
     axes.invert_yaxis()
     axes.set(xlabel="score: 0 the agents' first episode, 1 their end (bar: interquartile mean)")
     axes.grid(axis="x", alpha=0.4)
