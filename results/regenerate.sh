@@ -104,7 +104,8 @@ runs() {        # family, seeds, names
         runs $env "0 1 2 3 4 5 6 7 8 9" macaw meta_bc mt_awr
         runs $env "0 1 2 3 4" focal pearl pearl_regularised no_wt
     done
-    runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" no_advantage no_wt maml_awr
+    runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" no_advantage maml_awr
+    runs cheetah_vel "5 6 7 8 9" no_wt
     runs cheetah_vel "0 1 2 3 4" smac frozen no_data {macaw,focal}_aligned \
         {macaw,meta_bc,mt_awr,no_advantage,no_wt,maml_awr}_independent
     for env in cheetah_vel walker_params ant_dir cheetah_dir; do
