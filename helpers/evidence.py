@@ -350,10 +350,10 @@ def judged(folder, path, columns, title):
     for name, label in NAMES.items():
         runs = [[f / column for column in columns] for f in folders_of(folder, name)]
         runs = [run for run in runs if all((f / "summary.json").exists() for f in run)]
-        seeds[label] = [read(run[0], "summary.json")["seed"] for run in runs]
         if runs:
-            rows[label] = np.moveaxis(paired([[read(f, "summary.json") for f in column]
-                                              for column in zip(*runs)]), 0, 1)
+            cells = [[read(f, "summary.json") for f in column] for column in zip(*runs)]
+            rows[label] = np.moveaxis(paired(cells), 0, 1)
+            seeds[label] = [run["seed"] for run in cells[0]]
     if not rows:
         raise BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, columns))}"
                        "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
@@ -371,11 +371,11 @@ def judged(folder, path, columns, title):
             axes.plot(x[:, k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)
             axes.plot([low, high], [height] * 2, color=color, lw=2)
             axes.plot(mean, height, "o", color=color, label=None if y else column)
-    for words in SETTINGS.values():                                 # paired, in the same setting
-        one, other = METHODS["focal"] + words, METHODS["macaw"] + words
-        if one in rows and seeds[one] == seeds[other]:
+    for setting in SETTINGS:                                        # paired, in the same setting
+        one, other = NAMES[f"focal{setting}"], NAMES[f"macaw{setting}"]
+        if one in rows and seeds[one] == seeds.get(other):
             lead = rows[one] - rows[other]
-            print(f"| {METHODS['focal']} - {METHODS['macaw']}{words} | {len(lead)} |",
+            print(f"| {METHODS['focal']} - {other} | {len(lead)} |",
                   *(f"{signed(lead[:, k])} |" for k in range(len(columns))), "|")
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
