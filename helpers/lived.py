@@ -30,24 +30,22 @@ class Lived(nn.Module):
     def play(self, policy, environments, seeds, buffers, tasks=None, noise=None):
         """One more episode of each of these tasks (all when None), with noise (N, H, act) on its
         actions."""
-        e, lives = self.episodes, [[] for _ in environments]
-        noises = iter(() if noise is None else noise.transpose(0, 1))
+        e, lives, act = self.episodes, [[] for _ in environments], policy
+        if noise is not None:
+            noises = iter(noise.transpose(0, 1))
 
-        def act(obs):
-            if noise is None:
-                return policy(obs)
-            return (policy(obs) + next(noises)[:, None]).clamp(-1, 1)
+            def act(obs):
+                return (policy(obs) + next(noises)[:, None]).clamp(-1, 1)
         rollout(act, environments, seeds, buffers,
                 record=lambda k, *transition: lives[k].append(transition))
         for i, life in zip(range(len(lives)) if tasks is None else tasks, lives):
             obs, action, reward, next_obs, terminated = (
-                torch.as_tensor(np.array(x), dtype=torch.float32) for x in zip(*life))
-            T = len(life)
+                torch.as_tensor(np.array(x), dtype=torch.float32, device=self.obs.device)
+                for x in zip(*life))
+            T = self.length[i, e] = len(life)
             self.obs[i, e, :T + 1] = buffers.standardise(torch.cat([obs, next_obs[-1:]]))
-            self.action[i, e, :T] = action.to(self.action.device)
-            self.reward_seen[i, e, :T] = buffers.standardise_reward(reward.to(self.obs.device))
-            self.terminated[i, e, :T] = terminated.to(self.obs.device)
-            self.length[i, e] = T
+            self.reward_seen[i, e, :T] = buffers.standardise_reward(reward)
+            self.action[i, e, :T], self.terminated[i, e, :T] = action, terminated
 
     def there(self):
         """Which of the episodes' steps so far are real (N, P); the others are padding."""
