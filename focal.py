@@ -33,6 +33,9 @@ Where we leave the papers:
     actor and critics fit codes that stay better than codes that move: slow gaits above all.
  9. FOCAL's actor and critics learn from the later half of lives, as MACAW's D^ts do
     (PEARL and the toy family: from whole lives).
+10. Where FOCAL runs cheetahs and ants its actor is smooth (SiLU), and its error is in units of the
+    deviation of the task's own actions. Else a gait of small actions counts for little, its
+    copy is too weak, and the robot comes to rest.
 """
 import copy
 import dataclasses
@@ -61,7 +64,9 @@ class ContextConfig(RunConfig):
     next_obs: bool = flag(False, "the encoder sees next observations, too")
     code: int = flag(8, "numbers in a task's code z [code: 5 to 20]", 1, 1000)
     width: int = flag(128, "units in each hidden layer [us; code: 200 to 300]", 1, 4096)
-    sigma: float = flag(0.2, "standard deviation of the actor [us]", 1e-3, 10)
+    sigma: float = flag(0.2, "standard deviation of the actor, 0: that of the task's own actions "
+                             "[us]", 0, 10)
+    smooth: bool = flag(False, "the actor has SiLU, not ReLU [us]")
     temperature: float = flag(0.5, "of the advantage weights, in deviations of A [us]", 1e-3)
     kl: float = flag(1e-5, "weight of PEARL's KL divergence [us; code: 0.1 on rewards x 5]", 0, 100)
     lr: float = flag(1e-3, "Adam step size of all nets [us; code: 3e-4]", 0, 1)
@@ -85,25 +90,26 @@ class Config(ContextConfig):
         return self.context, self.context, self.batch
 
 
-FAST = dict(late=0.5, temperature=1.0, lr=3e-3)
+FAST = dict(late=0.5, temperature=3.0, lr=3e-3, sigma=0.0, smooth=True)
 PRESETS = {**dict.fromkeys(envs.FAMILIES, FAST),
     "cheetah_dir": dict(FAST, tasks_per_step=2, batch=256, context=128),
     "walker_params": dict(next_obs=True, late=0.5),
     "point_goal": dict(steps=600, gamma=0.9, width=64, eval_every=200),
 }
 
-PEARL = dict(probabilistic=True, encoder_steps=0, late=0.0, temperature=0.5, lr=1e-3)
+PEARL = dict(probabilistic=True, encoder_steps=0, late=0.0, temperature=0.5, lr=1e-3, sigma=0.2,
+             smooth=False)
 VARIANTS = {
     "focal": dict(),
     "pearl": dict(PEARL, regularise=False),
     "pearl_regularised": PEARL,
 }
 
-def mlp(inputs, hidden, outputs):
+def mlp(inputs, hidden, outputs, activation=nn.ReLU):
     """A net with these hidden layers; it maps the last axis."""
     sizes, layers = [inputs, *hidden], []
     for before, after in zip(sizes, sizes[1:]):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Linear(before, after), activation()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
 
@@ -165,6 +171,11 @@ def kl_loss(mean, variance):
     return 0.5 * (variance + mean.square() - 1 - variance.log()).sum(-1).mean()
 
 
+def deviation(action):
+    """Standard deviation (N, 1, 1) of each task's actions (N, B, act); they may be constant."""
+    return action.var(1).mean(-1).sqrt().clamp_min(0.01)[:, None, None]
+
+
 class Focal(nn.Module):
     """Encoder, actor, twin critics and their targets; FOCAL's or PEARL's as config says."""
 
@@ -174,7 +185,8 @@ class Focal(nn.Module):
             raise BadInput("the distance loss compares tasks; give --tasks-per-step 2 or more")
         self.config = config
         self.encoder = Encoder(obs_dim, act_dim, config)
-        self.actor = mlp(obs_dim + config.code, [config.width] * 3, act_dim)
+        self.actor = mlp(obs_dim + config.code, [config.width] * 3, act_dim,
+                         nn.SiLU if config.smooth else nn.ReLU)
         self.critics = Critics(obs_dim + act_dim + config.code, config)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
 
@@ -201,10 +213,10 @@ class Focal(nn.Module):
             z = torch.zeros_like(z)
         return lambda obs: self.act(obs, z)
 
-    def losses(self, first, second, batch, noise):
+    def losses(self, first, second, batch, noise, encoder=True):
         """All losses of an update, on two contexts and other transitions of the same tasks; noise
-        (N, z) samples PEARL's posterior."""
-        config = self.config
+        (N, z) samples PEARL's posterior. FOCAL's encoder may be left as it is."""
+        config, losses = self.config, {}
         if config.probabilistic:
             mean, variance = self.encoder(first)
             z = mean + variance.sqrt() * noise
@@ -212,7 +224,8 @@ class Focal(nn.Module):
             critic_z = z                                # the critics train PEARL's encoder
         else:
             z = self.encoder(first)
-            losses = dict(distance_loss=distance_loss(z, self.encoder(second), config))
+            if encoder:
+                losses = dict(distance_loss=distance_loss(z, self.encoder(second), config))
             critic_z = z.detach()                       # only the distance trains FOCAL's
         return dict(**losses, critic_loss=self.critic_loss(batch, critic_z),
                     actor_loss=self.actor_loss(batch, z.detach()))
@@ -233,7 +246,8 @@ class Focal(nn.Module):
             with torch.no_grad():
                 advantage = (self.critics(batch.obs, batch.action, z).amin(0)
                              - self.critics(batch.obs, mean, z).amin(0))            # (N, B)
-            error = (0.5 * ((batch.action - mean) / self.config.sigma).square()).sum(-1)
+            sigma = self.config.sigma or deviation(batch.action)
+            error = (0.5 * ((batch.action - mean) / sigma).square()).sum(-1)
             return (macaw.advantage_weights(advantage, self.config) * error).mean()
         self.critics.requires_grad_(False)              # the actor climbs, the critics stay
         value = self.critics(batch.obs, mean, z).amin(0)
@@ -252,11 +266,10 @@ def train(run, until):
     config, focal = run.config, run.learner
     for _ in run.steps(until):
         learns = run.step < (config.encoder_steps or config.steps)
-        focal.encoder.requires_grad_(learns)
         first, second, batch = run.sample(run.choose(config.tasks_per_step), config.batch_sizes,
                                           begin=(0.0, 0.0, config.late))
         noise = torch.randn(len(batch.obs), config.code, generator=run.generator).to(config.device)
-        run.descend(**focal.losses(first, second, batch, noise))
+        run.descend(**focal.losses(first, second, batch, noise, encoder=learns))
         focal.follow()
 
 

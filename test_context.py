@@ -112,6 +112,30 @@ def test_who_trains_the_encoder():
         assert "actor_loss" in losses and "critic_loss" in losses
 
 
+@pytest.mark.parametrize("sigma", [0.2, 0.0])
+def test_the_actors_loss_equals_a_loop(sigma, monkeypatch):
+    """exp of the standardised advantage / T, times the error of the mean action in units of sigma
+    or, without one, of the deviation of the task's own actions: then a task whose actions are
+    small counts as much as another."""
+    learner = run_of(focal.FOCAL, sigma=sigma, temperature=2.0, **SMALL).learner
+    torch.manual_seed(0)
+    batch = batches(run_of(focal.FOCAL, **SMALL))[2]
+    mean, z = 0.3 * torch.randn_like(batch.action), torch.zeros(4, 8)
+    monkeypatch.setattr(learner, "act", lambda obs, z: mean)
+    scale = torch.tensor([1.0, 0.1, 1.0, 1.0])[:, None, None]       # of actions and of errors
+    batch, mean = batch._replace(action=scale * batch.action), scale * mean
+    terms = []
+    for k in range(4):
+        a, q = batch.action[k], [learner.critics(batch.obs, x, z).amin(0)[k]
+                                 for x in (batch.action, mean)]
+        A = q[0] - q[1]
+        weight = ((A - A.mean()) / A.std() / 2.0).clamp_max(torch.tensor(20.0).log()).exp()
+        variance = sigma ** 2 or sum(a[:, d].var() for d in range(a.shape[1])) / a.shape[1]
+        terms.append((weight * 0.5 * ((a - mean[k]) ** 2).sum(-1) / variance).mean())
+    torch.testing.assert_close(learner.actor_loss(batch, z), sum(terms) / 4)
+    assert (terms[1] > 0.2 * terms[0]) == (not sigma)
+
+
 def test_terminations_end_and_time_limits_go_on():
     """The target is r + gamma (1 - terminated) min Q'(s', pi(s')), whatever ended by time."""
     model = run_of(focal.FOCAL, **SMALL)
