@@ -192,10 +192,7 @@ class Collection:
 def main(config, given):
     command.alone()
     command.check_device(config.device)
-    out = pathlib.Path(config.out or dataset.default_path(config.env))
-    command.check_writable(out)
-    if out.exists():
-        raise BadInput(f"{out} exists already; give another --out or delete it")
+    out = command.new_file(config.out or dataset.default_path(config.env))
     if config.shared and config.independent:
         raise BadInput("--shared and --independent contradict each other; give --no-shared or none")
     if min(config.steps, config.keep) < (episode := envs.FAMILIES[config.env].horizon):

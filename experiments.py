@@ -13,8 +13,7 @@ same 256 transitions. Our recipe:
     the time limit. For the 256 offline transitions, whose episodes are not there, they are R_D.
  3. A round is an episode of each task with noise, then some updates from all that was lived so far.
 
-Offline PEARL goes on as it was trained: its updates on the test tasks' transitions, its code from
-all of them. (Its checkpoint with --method focal.)
+Offline PEARL (--method focal) goes on as it was trained, on all the test tasks' transitions.
 
 The other experiments are runs on other data (see `results/regenerate.sh`), which two commands make:
 
@@ -210,7 +209,8 @@ def thirds(arguments):
         lived = np.cumsum(x["episode_length"][mine])
         third[mine] = np.ceil(3 * lived / lived[-1]) - 1
     for k, name in enumerate(("first", "middle", "last")):
-        dataset.write(command.new_file(arguments.out, name), dataset.part(x, third == k), meta)
+        dataset.write(command.new_file(f"{arguments.out}/{name}.npz"),
+                      dataset.part(x, third == k), meta)
 
 
 def few(arguments):
@@ -221,7 +221,7 @@ def few(arguments):
     if not 1 <= arguments.tasks <= len(train):
         raise BadInput(f"there are {len(train)} training tasks; give --tasks from 1 to that")
     kept = [train[i] for i in np.linspace(0, len(train) - 1, arguments.tasks).round().astype(int)]
-    dataset.write(command.new_file(arguments.out, f"few{arguments.tasks}"),
+    dataset.write(command.new_file(f"{arguments.out}/few{arguments.tasks}.npz"),
                   dataset.part(x, np.isin(x["episode_task"], [*kept, *test])), meta)
 
 

@@ -156,7 +156,7 @@ def test_thirds_divide_lives(tmp_path):
     assert result.returncode == 0, result.stderr
     whole, _ = dataset.read(POINT, "point_goal")
     refused(command_line("thirds", "--env", "point_goal", "--out", tmp_path,
-                         program="experiments.py"), "is there already")
+                         program="experiments.py"), "exists already")
     parts = [dataset.read(tmp_path / f"{name}.npz", "point_goal")[0]
              for name in ("first", "middle", "last")]
     for i in range(20):

@@ -221,12 +221,12 @@ def check_writable(path):
         raise BadInput(f"{path} cannot be written; name a file in a folder that is there")
 
 
-def new_file(folder, name):
-    """The path of a data file to write; raises BadInput where it cannot be written or is there."""
-    path = pathlib.Path(folder) / f"{name}.npz"
+def new_file(path):
+    """The path of a file to write; raises BadInput where it cannot be written or is there."""
+    path = pathlib.Path(path)
     check_writable(path)
     if path.exists():
-        raise BadInput(f"{path} is there already; remove it or give another --out")
+        raise BadInput(f"{path} exists already; give another --out or delete it")
     return path
 
 
