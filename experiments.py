@@ -56,7 +56,7 @@ class Recipe:
     noise: float = 0.2          # on actions, in exploring
 
 
-OURS = {**dict.fromkeys(envs.FAMILIES, Recipe()), "cheetah_vel": Recipe(lr=6e-4)}
+OURS = {**dict.fromkeys(envs.FAMILIES, Recipe()), "cheetah_vel": Recipe(lr=6e-4)}       # MACAW's
 AUTHORS = Recipe(lr=1e-5, burn_in=25, value_updates=100, policy_updates=200, temperature=1.0,
                  td_lambda=1.0)
 STARTS = "adapted", "unadapted", "random", "authors"
@@ -109,7 +109,7 @@ class Context:
 
     def __init__(self, run, D, start):
         self.config, self.buffers, self.D = run.config, run.buffers, D
-        self.recipe = OURS[self.config.env]
+        self.recipe = Recipe()
         self.learner, self.z = run.learner, run.learner.encode(D).detach()
         self.adam = torch.optim.Adam(run.learner.parameters(), self.recipe.lr)
 
