@@ -66,7 +66,6 @@ class ContextConfig(RunConfig):
     width: int = flag(128, "units in each hidden layer [us; code: 200 to 300]", 1, 4096)
     sigma: float = flag(0.2, "standard deviation of the actor, 0: that of the task's own actions "
                              "[us]", 0, 10)
-    smooth: bool = flag(False, "the actor has SiLU, not ReLU [us]")
     temperature: float = flag(0.5, "of the advantage weights, in deviations of A [us]", 1e-3)
     kl: float = flag(1e-5, "weight of PEARL's KL divergence [us; code: 0.1 on rewards x 5]", 0, 100)
     lr: float = flag(1e-3, "Adam step size of all nets [us; code: 3e-4]", 0, 1)
@@ -79,6 +78,7 @@ class Config(ContextConfig):
     variant: str = flag("focal", "focal, pearl or pearl_regularised")
     probabilistic: bool = flag(False, "PEARL's encoder: a Gaussian, trained through the critics")
     regularise: bool = flag(True, "keep the actor near the data by advantage weights")
+    smooth: bool = flag(False, "the actor has SiLU, not ReLU [us]")
     encoder_steps: int = flag(600, "updates in which the encoder learns, 0: in all [us]", 0)
     power: float = flag(2.0, "n of the distance loss [paper]", 0.1, 10)
     beta: float = flag(1.0, "weight of the distance loss's repulsion [paper]", 0, 1000)

@@ -59,6 +59,7 @@ class Config(focal.ContextConfig):
     episodes: int = flag(2, "episodes of each task in an exploration", 1, 100)
     frozen: bool = flag(False, "encoder and decoder stay as they are in the online phase [code]")
     probabilistic = regularise = True       # its code is a Gaussian, its actor stays near the data
+    smooth = False
 
     @property
     def batch_sizes(self):
