@@ -22,7 +22,7 @@ the KL divergence to the prior N(0, I), and nothing keeps the actor near the dat
 Where we leave the papers:
  1. The actor is regularised by advantage weights (AWAC, Nair et al., 2020), not by a dual KL
     divergence with a critic of its own (BRAC), which did not learn within minutes of training.
- 2. The actor is a Gaussian with a fixed deviation, without an entropy bonus, as MACAW's policy.
+ 2. The actor is a Gaussian without an entropy bonus, its deviation fixed, as MACAW's policy.
  3. Small nets, large steps (Adam, 3e-3 or 1e-3 falling to 0), quick targets: minutes on a laptop.
  4. Each task gives two contexts to the distance loss. They are its positive pair. Distances are
     means over dimensions; attraction and repulsion are averaged apart.
@@ -33,9 +33,9 @@ Where we leave the papers:
     actor and critics fit codes that stay better than codes that move: slow gaits above all.
  9. FOCAL's actor and critics learn from the later half of lives, as MACAW's D^ts do
     (PEARL and the toy family: from whole lives).
-10. Where FOCAL runs cheetahs and ants its actor is smooth (SiLU), and its error is in units of the
-    deviation of the task's own actions. Else a gait of small actions counts for little, its
-    copy is too weak, and the robot comes to rest.
+10. On cheetahs and ants FOCAL's actor is smooth (SiLU), and has in each task the deviation of that
+    task's own actions. Else slow gaits, whose actions are small, count for little, their copies
+    are too weak to go on, and robots come to rest.
 """
 import copy
 import dataclasses
@@ -216,7 +216,7 @@ class Focal(nn.Module):
     def losses(self, first, second, batch, noise, encoder=True):
         """All losses of an update, on two contexts and other transitions of the same tasks; noise
         (N, z) samples PEARL's posterior. FOCAL's encoder may be left as it is."""
-        config, losses = self.config, {}
+        config = self.config
         if config.probabilistic:
             mean, variance = self.encoder(first)
             z = mean + variance.sqrt() * noise
@@ -224,8 +224,9 @@ class Focal(nn.Module):
             critic_z = z                                # the critics train PEARL's encoder
         else:
             z = self.encoder(first)
+            losses = {}
             if encoder:
-                losses = dict(distance_loss=distance_loss(z, self.encoder(second), config))
+                losses["distance_loss"] = distance_loss(z, self.encoder(second), config)
             critic_z = z.detach()                       # only the distance trains FOCAL's
         return dict(**losses, critic_loss=self.critic_loss(batch, critic_z),
                     actor_loss=self.actor_loss(batch, z.detach()))
