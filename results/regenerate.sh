@@ -55,7 +55,8 @@ run() {         # family, name of the run, seed
         *_lives) flags="--data data/$env.npz --late 0 --steps 1000 $plain" ;;
         macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
         *_aligned) flags="--data data/$env.npz" ;;
-        *_untuned) flags="--late 0 --lr 0.001 --temperature 0.5 --encoder-steps 0" ;;
+        *_untuned)
+            flags="--late 0 --lr 0.001 --temperature 0.5 --encoder-steps 0 --sigma 0.2 --no-smooth" ;;
         *_short) flags="--steps 600" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
