@@ -89,6 +89,19 @@ def test_starts_are_what_they_say():
     assert not torch.allclose(start["random"], start["unadapted"], atol=1e-1)
 
 
+def test_each_start_goes_on_by_its_recipe():
+    """The authors' start by theirs, the others by ours, whose steps are larger on cheetah_vel."""
+    for env, lr in (("point_goal", 3e-4), ("cheetah_vel", 6e-4)):
+        run = run_of(env=env, width=8, latent=4)
+        D, = run.buffers.sample([2, 7], [64], torch.Generator().manual_seed(0))
+        for start in experiments.STARTS:
+            learner = experiments.Macaw(run, D, start)
+            expected = (1e-5, 1.0) if start == "authors" else (lr, 0.3)
+            for adam in (learner.policy_adam, learner.value_adam):
+                assert adam.param_groups[0]["lr"] == expected[0]
+            assert learner.settings.temperature == expected[1]
+
+
 def test_an_episode_is_kept_as_it_was_lived():
     lived, D, run = lived_of(episodes=1, horizon=40)
     policy = experiments.Macaw(run, D, "adapted").policy
