@@ -36,6 +36,9 @@ Where we leave the papers:
 10. On cheetahs and ants FOCAL's actor is smooth (SiLU), and has in each task the deviation of that
     task's own actions. Else slow gaits, whose actions are small, count for little, their copies
     are too weak to go on, and robots come to rest.
+11. On walkers FOCAL's critics learn Monte Carlo returns, as MACAW's V does. Bellman backups give
+    them wrong values at the start of an episode, the longer the way to its end, and walkers fall
+    in their first steps.
 """
 import copy
 import dataclasses
@@ -79,6 +82,7 @@ class Config(ContextConfig):
     probabilistic: bool = flag(False, "PEARL's encoder: a Gaussian, trained through the critics")
     regularise: bool = flag(True, "keep the actor near the data by advantage weights")
     smooth: bool = flag(False, "the actor has SiLU, not ReLU [us]")
+    monte_carlo: bool = flag(False, "critics learn Monte Carlo returns, not Bellman backups [us]")
     encoder_steps: int = flag(600, "updates in which the encoder learns, 0: in all [us]", 0)
     power: float = flag(2.0, "n of the distance loss [paper]", 0.1, 10)
     beta: float = flag(1.0, "weight of the distance loss's repulsion [paper]", 0, 1000)
@@ -93,12 +97,12 @@ class Config(ContextConfig):
 FAST = dict(late=0.5, temperature=3.0, lr=3e-3, sigma=0.0, smooth=True)
 PRESETS = {**dict.fromkeys(envs.FAMILIES, FAST),
     "cheetah_dir": dict(FAST, tasks_per_step=2, batch=256, context=128),
-    "walker_params": dict(next_obs=True, late=0.5),
+    "walker_params": dict(next_obs=True, late=0.5, monte_carlo=True),
     "point_goal": dict(steps=600, gamma=0.9, width=64, eval_every=200),
 }
 
 PEARL = dict(probabilistic=True, encoder_steps=0, late=0.0, temperature=0.5, lr=1e-3, sigma=0.2,
-             smooth=False)
+             smooth=False, monte_carlo=False)
 VARIANTS = {
     "focal": dict(),
     "pearl": dict(PEARL, regularise=False),
@@ -215,28 +219,34 @@ class Focal(nn.Module):
 
     def losses(self, first, second, batch, noise, encoder=True):
         """All losses of an update, on two contexts and other transitions of the same tasks; noise
-        (N, z) samples PEARL's posterior. FOCAL's encoder may be left as it is."""
+        (N, z) samples PEARL's posterior. The encoder may be left as it is."""
         config = self.config
+        losses = {}
         if config.probabilistic:
             mean, variance = self.encoder(first)
             z = mean + variance.sqrt() * noise
-            losses = dict(kl_loss=config.kl * kl_loss(mean, variance))
-            critic_z = z                                # the critics train PEARL's encoder
+            if encoder:
+                losses["kl_loss"] = config.kl * kl_loss(mean, variance)
         else:
             z = self.encoder(first)
-            losses = {}
             if encoder:
                 losses["distance_loss"] = distance_loss(z, self.encoder(second), config)
-            critic_z = z.detach()                       # only the distance trains FOCAL's
+        # PEARL's encoder is trained by the critics, too; FOCAL's by the distance alone
+        critic_z = z if config.probabilistic and encoder else z.detach()
         return dict(**losses, critic_loss=self.critic_loss(batch, critic_z),
                     actor_loss=self.actor_loss(batch, z.detach()))
 
     def critic_loss(self, batch, z):
-        """Squared Bellman error. Truncated episodes still bootstrap; terminated ones do not."""
+        """Squared Bellman error, or that of the Monte Carlo return. Truncated episodes still
+        bootstrap; terminated ones do not."""
+        if self.config.monte_carlo:
+            reward, discount, following = batch.mc_return, batch.discount, batch.last_obs
+        else:
+            discount = self.config.gamma * (1 - batch.terminated)
+            reward, following = batch.reward, batch.next_obs
         with torch.no_grad():
-            following = self.act(batch.next_obs, z)
-            value = self.targets(batch.next_obs, following, z).amin(0)              # (N, B)
-            target = batch.reward + self.config.gamma * (1 - batch.terminated) * value
+            value = self.targets(following, self.act(following, z), z).amin(0)      # (N, B)
+            target = reward + discount * value
         return (self.critics(batch.obs, batch.action, z) - target).square().mean()
 
     def actor_loss(self, batch, z):

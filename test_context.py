@@ -136,22 +136,28 @@ def test_the_actors_loss_equals_a_loop(sigma, monkeypatch):
     assert (terms[1] > 0.2 * terms[0]) == (not sigma)
 
 
-def test_terminations_end_and_time_limits_go_on():
-    """The target is r + gamma (1 - terminated) min Q'(s', pi(s')), whatever ended by time."""
-    model = run_of(focal.FOCAL, **SMALL)
+@pytest.mark.parametrize("monte_carlo", [False, True])
+def test_terminations_end_and_time_limits_go_on(monte_carlo):
+    """The target is r + gamma (1 - terminated) min Q'(s', pi(s')), whatever ended by time, or all
+    rewards to the end of the episode and, where that is by time, gamma^k min Q'(s_end, ...)."""
+    model = run_of(focal.FOCAL, monte_carlo=monte_carlo, **SMALL)
     _, _, batch = batches(model)
     learner, z = model.learner, torch.randn(4, 8)
     with torch.no_grad():
         for p in learner.targets.parameters():
             p.add_(0.1)
     for ended in (0.0, 1.0):
-        here = batch._replace(terminated=torch.full_like(batch.terminated, ended))
+        left = torch.randint(1, 40, batch.reward.shape)                     # k, steps that are left
+        here = batch._replace(terminated=torch.full_like(batch.terminated, ended),
+                              discount=(1 - ended) * 0.9 ** left)
+        following = here.last_obs if monte_carlo else here.next_obs
         with torch.no_grad():
             nets = [[net(torch.cat([x, a, z[:, None].expand(-1, 16, -1)], -1))[..., 0]
                      for net in critics.nets] for critics, x, a in (
                 (learner.critics, here.obs, here.action),
-                (learner.targets, here.next_obs, learner.act(here.next_obs, z)))]
-        target = here.reward + 0.9 * (1 - ended) * torch.minimum(*nets[1])
+                (learner.targets, following, learner.act(following, z)))]
+        reward, steps = (here.mc_return, left) if monte_carlo else (here.reward, 1)
+        target = reward + (1 - ended) * 0.9 ** steps * torch.minimum(*nets[1])
         expected = sum((q - target).square().mean() for q in nets[0]) / 2
         torch.testing.assert_close(learner.critic_loss(here, z), expected)
     held = run_of(focal.FOCAL, "walker_params").buffers        # the data tell the two apart
@@ -174,17 +180,22 @@ def test_every_variant_trains_what_it_should(method, variant):
         assert torch.equal(x, encoder[name]) == (variant == "frozen"), name
 
 
-def test_focals_encoder_stays_after_its_own_updates():
-    for encoder_steps, stays in ((5, True), (0, False)):
-        model = run_of(focal.FOCAL, encoder_steps=encoder_steps, **SMALL)
-        focal.train(model, until=5)
-        encoder, actor = (copy.deepcopy(net.state_dict())
-                          for net in (model.learner.encoder, model.learner.actor))
-        focal.train(model, until=12)
-        for name, x in model.learner.encoder.state_dict().items():
-            assert torch.equal(x, encoder[name]) == stays
-        for name, x in model.learner.actor.state_dict().items():
-            assert not torch.equal(x, actor[name])
+@pytest.mark.parametrize("method, variant", [
+    (focal.FOCAL, "focal"), (focal.FOCAL, "pearl_regularised"), (smac.SMAC, "smac")],
+    ids=lambda x: x if isinstance(x, str) else "")
+def test_the_encoder_stays_after_its_own_updates(method, variant):
+    settings = SMALL if method is focal.FOCAL else SHORT
+    for encoder_steps, stays in ((8, True), (0, False)):
+        model = run_of(method, variant=variant, encoder_steps=encoder_steps, **settings)
+        method.train(model, until=8)
+        before = copy.deepcopy(model.learner.state_dict())
+        method.train(model, until=12)
+        for name, x in model.learner.state_dict().items():
+            net = name.split(".")[0]
+            if net in ("encoder", "decoder"):
+                assert torch.equal(x, before[name]) == stays, name
+            elif net in ("actor", "critics"):
+                assert not torch.equal(x, before[name]), name
 
 
 def test_losses_are_logged_where_a_phase_ends_between_two_evaluations(tmp_path):
