@@ -23,9 +23,8 @@ with one from the task's buffer. `own_before` and `own_after` are the returns af
 two exploration episodes of the policy's own, before and after the online phase.
 
 Where we leave the paper:
- 1. Encoder and decoder go on learning online, also from the decoder's own labels, and stay as they
-    are for the last 1500 updates: actor and critics fit codes that stay better than codes that
-    move. The released program keeps both from the start of the online phase (--variant frozen).
+ 1. Encoder and decoder go on learning online, also from the decoder's own labels; the released
+    program keeps both as they are (--variant frozen).
  2. The paper adds the critic's gradient to the actor online; we keep to advantage weights.
  3. Small nets, large steps, quick targets, as in focal.py.
  4. Labels use the mean of the posterior, not a sample.
@@ -53,7 +52,6 @@ class Config(focal.ContextConfig):
     variant: str = flag("smac", "smac, or a control: frozen, no_data")
     steps: int = flag(5000, "updates in both phases [us]", 1)
     offline_steps: int = flag(2000, "updates before the policy begins to explore [us]", 1)
-    encoder_steps: int = flag(3500, "updates in which encoder and decoder learn, 0: in all [us]", 0)
     context: int = flag(128, "transitions in a context [us]", 1, 100_000)
     code: int = flag(5, "numbers in a task's code z [code]", 1, 1000)
     kl: float = flag(1e-3, "weight of the KL divergence, against the reward's error [us]", 0, 100)
@@ -72,8 +70,7 @@ class Config(focal.ContextConfig):
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),
     "cheetah_dir": dict(tasks_per_step=2, batch=256),
     "walker_params": dict(next_obs=True),
-    "point_goal": dict(steps=900, offline_steps=500, encoder_steps=700, rounds=4, gamma=0.9,
-                       width=64, eval_every=200),
+    "point_goal": dict(steps=900, offline_steps=500, rounds=4, gamma=0.9, width=64, eval_every=200),
 }
 
 VARIANTS = {
@@ -167,7 +164,6 @@ def train(run, until):
     """Both phases, up to update `until`: offline meta-training, then self-supervision."""
     config, smac = run.config, run.learner
     online = config.steps - config.offline_steps
-    learns_until = config.offline_steps if config.frozen else config.encoder_steps or config.steps
     starts = {config.offline_steps + k * online // config.rounds for k in range(config.rounds)}
     for _ in run.steps(until):
         if run.step == config.offline_steps:
@@ -179,7 +175,8 @@ def train(run, until):
         if smac.lived.episodes:
             context, batch = mixed(run, tasks, context, batch)
         noise = torch.randn(len(tasks), config.code, generator=run.generator).to(config.device)
-        run.descend(**smac.losses(context, batch, noise, encoder=run.step < learns_until))
+        learns = not config.frozen or run.step < config.offline_steps
+        run.descend(**smac.losses(context, batch, noise, encoder=learns))
         smac.follow()
     if run.step == config.steps:
         run.notes["own_after"] = own_return(run, config.final_draws)

@@ -56,7 +56,8 @@ run() {         # family, name of the run, seed
         macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
         *_aligned) flags="--data data/$env.npz" ;;
         *_untuned)
-            flags="--late 0 --lr 0.001 --temperature 0.5 --encoder-steps 0 --sigma 0.2 --no-smooth" ;;
+            flags="--late 0 --lr 0.001 --temperature 0.5 --encoder-steps 0 --sigma 0.2 --no-smooth"
+            flags="$flags --no-monte-carlo" ;;
         *_short) flags="--steps 600" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
@@ -129,10 +130,12 @@ runs() {        # family, seeds, names
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
-    for name in {macaw,focal}{,_aligned} macaw_two {macaw,mt_awr}_independent; do
+    for name in {macaw,focal}{,_aligned} smac macaw_two {macaw,mt_awr}_independent; do
         for run in results/$env/$name-s?; do
             [ -e $run/checkpoint.pt ] || continue
-            case $name in focal*) program=focal.py ;; *) program=macaw.py ;; esac
+            case $name in
+                focal*) program=focal.py ;; smac*) program=smac.py ;; *) program=macaw.py ;;
+            esac
             case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
                 for size in 8 16 64; do
                     [ -e $run/batch$size/summary.json ] || echo "$program --evaluate" \
