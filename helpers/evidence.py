@@ -38,9 +38,10 @@ SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
             "_last": "; adapted to the last third of lives",
             "_random": "; adapted to a random policy's transitions"}
 FAMILIES = "cheetah_vel", "cheetah_dir", "ant_dir", "walker_params"
-WALKERS_AND_ANTS = 1, 9, 18, 27, 36, 45
-CHOSEN_ON = dict(cheetah_vel=(3, 5, 9, 12, 13, 20, 28, 33, 35), walker_params=WALKERS_AND_ANTS,
-                 ant_dir=WALKERS_AND_ANTS)      # training tasks that settings were chosen on
+CHOSEN_ON = dict(                               # training tasks that settings were chosen on
+    cheetah_vel=(3, 5, 9, 12, 13, 20, 22, 28, 31, 33, 35),
+    walker_params=(1, 4, 9, 13, 18, 22, 27, 31, 36, 40, 45, 48),
+    ant_dir=(1, 9, 18, 27, 36, 45))
 NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
          for name, label in METHODS.items()}    # of run folders
 

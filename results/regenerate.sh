@@ -55,6 +55,7 @@ run() {         # family, name of the run, seed
         *_lives) flags="--data data/$env.npz --late 0 --steps 1000 $plain" ;;
         macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
         *_aligned) flags="--data data/$env.npz" ;;
+        smac_untuned) flags="--steps 3500" ;;
         *_untuned)
             flags="--late 0 --lr 0.001 --temperature 0.5 --encoder-steps 0 --sigma 0.2 --no-smooth"
             flags="$flags --no-monte-carlo" ;;
@@ -114,6 +115,7 @@ runs() {        # family, seeds, names
         runs $env "0 1 2" focal_untuned
     done
     runs cheetah_vel "3 4" focal_untuned
+    runs cheetah_vel "0 1 2 3 4" smac_untuned
     runs cheetah_vel "0 1" {macaw,no_wt,no_wt_wide}_short
     runs cheetah_vel "0 1 2" macaw_two {pearl,smac}_aligned
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
@@ -130,7 +132,7 @@ runs() {        # family, seeds, names
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
-    for name in {macaw,focal}{,_aligned} smac macaw_two {macaw,mt_awr}_independent; do
+    for name in {macaw,focal,smac}{,_aligned} macaw_two {macaw,mt_awr}_independent; do
         for run in results/$env/$name-s?; do
             [ -e $run/checkpoint.pt ] || continue
             case $name in
