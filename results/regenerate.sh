@@ -39,9 +39,18 @@ made() {        # name: first, middle, last, few5, uniform, ...
     esac >&2
 }
 
+# The file of a method, by the name of a variant or of a run
+program() {
+    case $1 in
+        focal* | pearl*) echo focal.py ;;
+        smac* | frozen* | no_data*) echo smac.py ;;
+        *) echo macaw.py ;;
+    esac
+}
+
 # The command of each run that is missing
 run() {         # family, name of the run, seed
-    local env=$1 name=$2 seed=$3 out=results/$1/$2-s$3 program flags variant=${2%_*}
+    local env=$1 name=$2 seed=$3 out=results/$1/$2-s$3 flags variant=${2%_*}
     local plain=                            # ordinary layers' settings of those runs
     case $variant in no_wt | maml_awr) plain="--inner-lr 0.001 --weight-decay 1" ;; esac
     local earlier="--data data/$env.npz --width 100 --inner-batch 256 --policy-lr 0.001"
@@ -85,16 +94,11 @@ run() {         # family, name of the run, seed
         walker_params-no_wt) flags="--inner-lr 0.003" ;;
         ant_dir-no_wt | cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
     esac
-    case $variant in
-        focal | pearl | pearl_regularised) program=focal.py ;;
-        smac | frozen | no_data) program=smac.py ;;
-        *) program=macaw.py ;;
-    esac
     [ -e $out/summary.json ] && return
     if [ -e $out/checkpoint.pt ]; then
-        echo "$program --resume --out $out"
+        echo "$(program $variant) --resume --out $out"
     else
-        echo "$program --env $env --variant $variant --seed $seed $flags --out $out"
+        echo "$(program $variant) --env $env --variant $variant --seed $seed $flags --out $out"
     fi
 }
 runs() {        # family, seeds, names
@@ -135,12 +139,9 @@ for env in cheetah_vel walker_params; do
     for name in {macaw,focal,smac}{,_aligned} macaw_two {macaw,mt_awr}_independent; do
         for run in results/$env/$name-s?; do
             [ -e $run/checkpoint.pt ] || continue
-            case $name in
-                focal*) program=focal.py ;; smac*) program=smac.py ;; *) program=macaw.py ;;
-            esac
             case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
                 for size in 8 16 64; do
-                    [ -e $run/batch$size/summary.json ] || echo "$program --evaluate" \
+                    [ -e $run/batch$size/summary.json ] || echo "$(program $name) --evaluate" \
                         "$run/checkpoint.pt --test-batch $size --out $run/batch$size"
                 done ;;
             esac
@@ -149,7 +150,7 @@ for env in cheetah_vel walker_params; do
                 file=data/${env}_$group.npz
                 [ $group = aligned ] && file=data/$env.npz
                 [ -e $file ] || continue
-                echo "$program --evaluate $run/checkpoint.pt --data $file --out $run/$group"
+                echo "$(program $name) --evaluate $run/checkpoint.pt --data $file --out $run/$group"
             done
         done
     done
