@@ -70,6 +70,7 @@ run() {         # family, name of the run, seed
             flags="$flags --no-monte-carlo" ;;
         *_short) flags="--steps 600" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
+        *_large) flags="--tasks-per-step 16" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
         *_set?) flags="--holdout $(held_out $env $name)" ;;
         *_few*)
@@ -122,6 +123,7 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2 3 4" smac_untuned
     runs cheetah_vel "0 1" {macaw,no_wt,no_wt_wide}_short
     runs cheetah_vel "0 1 2" macaw_two {pearl,smac}_aligned
+    runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,mt_awr,no_advantage,no_wt,maml_awr}_large
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
     runs cheetah_vel "0 1 2" {macaw,no_advantage}_{first,middle,last}
@@ -136,7 +138,7 @@ runs() {        # family, seeds, names
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
-    for name in {macaw,focal,smac}{,_aligned} macaw_two {macaw,mt_awr}_independent; do
+    for name in {macaw,focal,smac}{,_aligned} macaw_{two,large} {macaw,mt_awr}_independent; do
         for run in results/$env/$name-s?; do
             [ -e $run/checkpoint.pt ] || continue
             case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
