@@ -175,11 +175,6 @@ def kl_loss(mean, variance):
     return 0.5 * (variance + mean.square() - 1 - variance.log()).sum(-1).mean()
 
 
-def deviation(action):
-    """Standard deviation (N, 1, 1) of each task's actions (N, B, act); they may be constant."""
-    return action.var(1).mean(-1).sqrt().clamp_min(0.01)[:, None, None]
-
-
 class Focal(nn.Module):
     """Encoder, actor, twin critics and their targets; FOCAL's or PEARL's as config says."""
 
@@ -257,7 +252,7 @@ class Focal(nn.Module):
             with torch.no_grad():
                 advantage = (self.critics(batch.obs, batch.action, z).amin(0)
                              - self.critics(batch.obs, mean, z).amin(0))            # (N, B)
-            sigma = self.config.sigma or deviation(batch.action)
+            sigma = self.config.sigma or macaw.deviation(batch.action)
             error = (0.5 * ((batch.action - mean) / sigma).square()).sum(-1)
             return (macaw.advantage_weights(advantage, self.config) * error).mean()
         self.critics.requires_grad_(False)              # the actor climbs, the critics stay

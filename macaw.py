@@ -53,6 +53,7 @@ from helpers.command import flag
 from helpers.run import Method, RunConfig, main
 
 MAX_WEIGHT = 20.0       # an advantage weight exp(A / T) is at most this [code]
+STEP_LR = 1e-3          # Adam, of inner step sizes and lambda [code]
 
 # Shapes: N tasks, B transitions of each, c latent size, n numbers in a layer's weights and bias.
 # Every layer has a leading task axis: N tasks at once by batched matrix products, without a loop.
@@ -63,14 +64,15 @@ class Config(RunConfig):
     width: int = flag(64, "units in each of the 3 hidden layers [us; code: 100]", 1, 4096)
     latent: int = flag(32, "c, size of z; 0: layers are no transforms [us; code: 100]", 0, 4096)
     head_width: int = flag(32, "hidden units of the advantage head; 0: none [code]", 0, 4096)
-    sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
+    smooth: bool = flag(False, "the policy has SiLU, not ReLU [us]")
+    sigma: float = flag(0.2, "standard deviation of the policy [code], 0: a third of that of the "
+                             "task's own actions [us]", 0, 10)
     temperature: float = flag(1.0, "T of Eq. 1 [code]", 1e-3)
     bootstrap: bool = flag(True, "at the time limit returns bootstrap with V [code]")
     advantage_coef: float = flag(0.01, "lambda of Eq. 3, to begin with [code]", 1e-6, 100)
     inner_lr: float = flag(1e-3, "alpha_1, eta_1, to begin with [code]", 1e-9, 10)
     policy_lr: float = flag(2e-3, "alpha_2, Adam [us; code: 1e-4]", 0, 10)
     value_lr: float = flag(2e-3, "eta_2, Adam [us; code: 1e-5]", 0, 10)
-    step_lr: float = flag(1e-3, "Adam, of inner step sizes and lambda [code]", 0, 10)
     weight_decay: float = flag(1.0, "of theta and phi, times their step size [us; code: 0]", 0, 100)
     multi_task: bool = flag(False, "MT+FT: one net, told a one-hot task id; Adam steps in testing")
     inner_batch: int = flag(128, "transitions in D^tr [us; code: 256]", 2, 100_000)
@@ -124,8 +126,9 @@ class Linear(nn.Module):
 class Policy(nn.Module):
     """The mean action pi(s) and, from a second head, the advantage A(s, a) (Figure 2)."""
 
-    def __init__(self, obs_dim, act_dim, width, head_width):
+    def __init__(self, obs_dim, act_dim, width, head_width, smooth=False):
         super().__init__()
+        self.activation = nn.SiLU() if smooth else nn.ReLU()
         self.hidden = nn.ModuleList(Linear(inputs, width) for inputs in (obs_dim, width, width))
         self.mean = Linear(width, act_dim)
         self.head = nn.ModuleList([Linear(width + act_dim, head_width), Linear(head_width, 1)]
@@ -135,7 +138,7 @@ class Policy(nn.Module):
         """Means (N, B, act) in [-1, 1]; with actions given, advantages (N, B) too."""
         h = obs                                                         # (N, B, obs)
         for layer in self.hidden:
-            h = layer(h).relu()                                         # (N, B, width)
+            h = self.activation(layer(h))                               # (N, B, width)
         mean = self.mean(h).tanh()
         if action is None:
             return mean
@@ -292,12 +295,19 @@ def advantage_weights(advantage, config):
     return (scaled / config.temperature).clamp_max(math.log(MAX_WEIGHT)).exp()
 
 
+def deviation(action):
+    """Standard deviation (N, 1, 1) of each task's actions (N, B, act); they may be constant."""
+    return action.var(1).mean(-1).sqrt().clamp_min(0.01)[:, None, None]
+
+
 def policy_loss(pi, batch, advantage, config, coef=None):
     """L^AWR (Eq. 1) or, given lambda, L_pi = L^AWR + lambda L^ADV (Eq. 3, 4)."""
     advantage = advantage.detach()                  # a weight and a target: V has its own loss
     mean, predicted = (pi(batch.obs), None) if coef is None else pi(batch.obs, batch.action)
-    log_prob = (-0.5 * ((batch.action - mean) / config.sigma).square()
-                - math.log(config.sigma * math.sqrt(2 * math.pi))).sum(-1)          # (N, B)
+    # A slow gait's actions are small: with one sigma for all tasks it would hardly count
+    sigma = batch.action.new_tensor(config.sigma) if config.sigma else deviation(batch.action) / 3
+    log_prob = (-0.5 * ((batch.action - mean) / sigma).square()
+                - (sigma * math.sqrt(2 * math.pi)).log()).sum(-1)                   # (N, B)
     loss = -log_prob * advantage_weights(advantage, config)
     if coef is not None:
         loss = loss + coef * (predicted - advantage).square()       # the advantage as it is
@@ -311,7 +321,7 @@ class Macaw(nn.Module):
         super().__init__()
         self.config = config
         with torch.device("meta"):              # shapes without numbers, which come from transforms
-            policy = Policy(obs_dim, act_dim, config.width, config.head_width)
+            policy = Policy(obs_dim, act_dim, config.width, config.head_width, config.smooth)
             value = Value(obs_dim, config.width)
         self.policy, self.value = InnerLoop(policy, config), InnerLoop(value, config)
         if config.head_width:
@@ -353,7 +363,7 @@ class Macaw(nn.Module):
         config = self.config
         return torch.optim.AdamW([group(self.policy, False, config.policy_lr, config.weight_decay),
                                   group(self.value, False, config.value_lr, config.weight_decay),
-                                  group(self, True, config.step_lr, 0.0)], fused=True)
+                                  group(self, True, STEP_LR, 0.0)], fused=True)
 
 
 def meta_train(run, until):

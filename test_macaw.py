@@ -163,10 +163,11 @@ def gradients(model, loss):
 
 @pytest.mark.parametrize("head_width", [0, 7])
 @pytest.mark.parametrize("inner_steps", [1, 2, 4])
-@pytest.mark.parametrize("latent", [0, 5])
-def test_adapting_all_tasks_at_once_equals_copying_every_tensor_of_each(latent, inner_steps,
+@pytest.mark.parametrize("latent, other", [(0, {}), (5, {}), (5, dict(sigma=0.0, smooth=True))])
+def test_adapting_all_tasks_at_once_equals_copying_every_tensor_of_each(latent, other, inner_steps,
                                                                         head_width):
-    model, inner, outer = small(inner_steps=inner_steps, latent=latent, head_width=head_width)
+    model, inner, outer = small(inner_steps=inner_steps, latent=latent, head_width=head_width,
+                                **other)
     pi, V = model.adapt(inner, inner_steps)
     for i in range(3):
         pi_by_hand, V_by_hand = straightforward.adapt(model, inner.part(i, 3))
@@ -264,6 +265,43 @@ def test_advantage_weights_equal_the_formula(monkeypatch):
     expected = np.minimum(np.exp(scaled), 4.0)
     np.testing.assert_allclose(macaw.advantage_weights(A, config)[0], expected, rtol=1e-6)
     assert expected[-1] == 4.0 > expected[-2]
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("sigma", [0.3, 0.0])
+def test_the_policys_loss_equals_a_loop(sigma, smooth):
+    """Task by task, with torch's own Gaussian and layers; sigma 0 is a third of the deviation of
+    the task's own actions, that is the root of the mean variance of their components."""
+    model, D, _ = small(sigma=sigma, smooth=smooth, head_width=0)
+    D = D._replace(action=D.action * torch.tensor([1.0, 0.5, 0.1])[:, None, None])
+    pi, V = model.adapt(D, 0)
+    advantage = macaw.advantages(V, D, True)
+    expected, (*hidden, last) = 0, [t.initial()[0][0] for t in model.policy.transforms]
+    for i, a in enumerate(D.action):
+        h = D.obs[i]
+        for w in hidden:
+            W, b = w[:h.shape[-1] * 8].view(-1, 8), w[h.shape[-1] * 8:]
+            h = torch.nn.functional.silu(h @ W + b) if smooth else (h @ W + b).relu()
+        mean = (h @ last[:16].view(8, 2) + last[16:]).tanh()
+        deviation = sigma or ((a[:, 0].var() + a[:, 1].var()) / 2).sqrt() / 3
+        log_prob = torch.distributions.Normal(mean, deviation).log_prob(a).sum(-1)
+        weights = macaw.advantage_weights(advantage[[i]], model.config)[0]
+        expected = expected - (weights * log_prob).mean()
+    close(macaw.policy_loss(pi, D, advantage, model.config), expected)
+
+
+def test_small_actions_count_as_much_as_large_ones():
+    """The gradient of a tenth of the actions and means is as large where sigma is in their units,
+    and a tenth where it is one for all."""
+    for sigma, ratio in ((0.0, 10.0), (0.2, 0.1)):
+        norms = []
+        for scale in (1.0, 0.1):
+            model, D, _ = small(sigma=sigma)
+            offset = torch.zeros_like(D.action).requires_grad_()
+            D = D._replace(action=D.action * scale)
+            loss = macaw.policy_loss(lambda obs: offset, D, D.mc_return, model.config)
+            norms.append(torch.autograd.grad(loss, offset)[0].norm())
+        assert norms[1] / norms[0] == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize("obs_dim, act_dim", [(17, 6), (27, 8)])

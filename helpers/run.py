@@ -73,7 +73,7 @@ FREE = {"evaluate", "resume", "out", "data", "device", "render"}
 FREE_IN_TESTING = {"test_steps", "test_batch", "final_draws"}
 FREE_IN_RESUMING = {"adapt_data"}       # files may have moved; their content is checked
 
-STEP_SIZES = "lr", "policy_lr", "value_lr", "step_lr", "inner_lr"      # of one method or another
+STEP_SIZES = "lr", "policy_lr", "value_lr", "inner_lr"      # of one method or another
 
 STATE = dict(format=int, config=dict, data=str, train=list, stats=dict, learner=dict, step=int,
              optimizer=dict, generator=torch.Tensor, seconds=float, rows=list,
