@@ -31,7 +31,8 @@ Where we leave the paper (reasons in docs/deviations.md):
     training tasks [us].
  9. Meta-losses are means over tasks, outer step sizes fall linearly to 0, and weights decay: z, M
     and m, that is, not the layer's weights M z + m. Decay shrinks the learned metric [us].
-10. cheetah_vel adapts by three steps, not one; D^ts comes from later life (PRESETS) [us].
+10. cheetah_vel adapts by three steps, not one, has 16 tasks in a meta-step, not five, a smooth
+    policy, and sigma in units of each task's actions; D^ts comes from later life (PRESETS) [us].
 11. Layers of 64, not 100; c = 32, not 100; D^tr of 128 in training, of 256 in testing [us].
 12. D^tr may come from other agents of the task than D^ts (--adapt-data; cheetah_vel's default), so
     that adaptation reads the task, not the gait [us].
@@ -88,7 +89,8 @@ class Config(RunConfig):
 
 
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
-    "cheetah_vel": dict(inner_steps=3, test_steps=3, late=0.5),
+    "cheetah_vel": dict(inner_steps=3, test_steps=3, late=0.5, tasks_per_step=16, sigma=0.0,
+                        smooth=True),
     "cheetah_dir": dict(tasks_per_step=2, weight_decay=0.0),
     "ant_dir": dict(late=0.5),
     "walker_params": dict(late=0.8),
@@ -96,14 +98,17 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differentl
                        value_lr=1e-3, weight_decay=0.0),
 }
 
+# Ordinary layers have their own best settings; a smooth policy does them no good [us]
+PLAIN = dict(latent=0, sigma=0.2, smooth=False)
+ORDINARY = dict(PLAIN, inner_lr=0.03, weight_decay=0.1)
 VARIANTS = {                                    # the paper's ablations and baselines (Section 5)
     "macaw": dict(),
     "no_advantage": dict(head_width=0),
-    "no_wt": dict(latent=0, inner_lr=0.03, weight_decay=0.1),       # at equal width
-    "no_wt_wide": dict(latent=0, inner_lr=0.03, weight_decay=0.1, width=415),   # equal parameters
-    "maml_awr": dict(latent=0, head_width=0, inner_lr=0.03, weight_decay=0.1),
+    "no_wt": ORDINARY,                                              # at equal width
+    "no_wt_wide": dict(ORDINARY, width=415),                        # at equal parameters
+    "maml_awr": dict(ORDINARY, head_width=0),
     "meta_bc": dict(head_width=0, temperature=1e9),                 # all advantage weights are 1
-    "mt_awr": dict(multi_task=True, latent=0, head_width=0, inner_steps=0, test_steps=20),  # MT+FT
+    "mt_awr": dict(PLAIN, multi_task=True, head_width=0, inner_steps=0, test_steps=20),     # MT+FT
 }
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes every number of docs/results.md, whose_data.md and reproduction.md anew, in results/ (what
-# is there already is kept), with one thread a run, two at a time: about thirteen hours, three of
+# is there already is kept), with one thread a run, two at a time: about fourteen hours, three of
 # them for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
 # (A line must not end in a blank: xargs would join the next one to it.)
 # Usage: results/regenerate.sh [python]
@@ -70,6 +70,7 @@ run() {         # family, name of the run, seed
             flags="$flags --no-monte-carlo" ;;
         *_short) flags="--steps 600" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
+        *_before) flags= ;;                 # those of the default before, see below
         *_large) flags="--tasks-per-step 16" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
         *_set?) flags="--holdout $(held_out $env $name)" ;;
@@ -90,6 +91,13 @@ run() {         # family, name of the run, seed
             flags="$flags --policy-lr 0.001 --value-lr 0.001"
             [ $variant = no_wt ] || flags="$flags --inner-lr 0.01" ;;
         *) variant=$name flags= ;;
+    esac
+    # Those runs on cheetah_vel have what was MACAW's default: five tasks a meta-step, ReLU, one sigma
+    case $env-$(program $variant)-$name in
+        *_set? | *-$variant) ;;
+        cheetah_vel-macaw.py-*)
+            [[ $flags = *--tasks-per-step* ]] || flags="$flags --tasks-per-step 5"
+            flags="$flags --sigma 0.2 --no-smooth" ;;
     esac
     case $env-$name in                      # ordinary layers' inner step sizes there
         walker_params-no_wt) flags="--inner-lr 0.003" ;;
@@ -123,7 +131,8 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2 3 4" smac_untuned
     runs cheetah_vel "0 1" {macaw,no_wt,no_wt_wide}_short
     runs cheetah_vel "0 1 2" macaw_two {pearl,smac}_aligned
-    runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,mt_awr,no_advantage,no_wt,maml_awr}_large
+    runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" macaw_before
+    runs cheetah_vel "0 1 2 3 4" macaw_large
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
     runs cheetah_vel "0 1 2" {macaw,no_advantage}_{first,middle,last}
@@ -138,7 +147,7 @@ runs() {        # family, seeds, names
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
-    for name in {macaw,focal,smac}{,_aligned} macaw_{two,large} {macaw,mt_awr}_independent; do
+    for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large} {macaw,mt_awr}_independent; do
         for run in results/$env/$name-s?; do
             [ -e $run/checkpoint.pt ] || continue
             case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
@@ -173,6 +182,7 @@ for env in cheetah_vel walker_params ant_dir; do
     for seed in 0 1 2 3 4; do
         for name in macaw pearl; do
             checkpoint=results/$env/$name-s$seed/checkpoint.pt out=results/$env/online-s$seed
+            [ $env-$name != cheetah_vel-macaw ] || checkpoint=${checkpoint/macaw/macaw_before}
             flags=
             [ $name = macaw ] || out=results/$env/online_pearl-s$seed flags="--method focal"
             [ ! -e $checkpoint ] || [ -e $out/summary.json ] || \
