@@ -131,7 +131,7 @@ class Linear(nn.Module):
 class Policy(nn.Module):
     """The mean action pi(s) and, from a second head, the advantage A(s, a) (Figure 2)."""
 
-    def __init__(self, obs_dim, act_dim, width, head_width, smooth=False):
+    def __init__(self, obs_dim, act_dim, width, head_width, smooth):
         super().__init__()
         self.activation = nn.SiLU() if smooth else nn.ReLU()
         self.hidden = nn.ModuleList(Linear(inputs, width) for inputs in (obs_dim, width, width))
@@ -310,7 +310,7 @@ def policy_loss(pi, batch, advantage, config, coef=None):
     advantage = advantage.detach()                  # a weight and a target: V has its own loss
     mean, predicted = (pi(batch.obs), None) if coef is None else pi(batch.obs, batch.action)
     # A slow gait's actions are small: with one sigma for all tasks it would hardly count
-    sigma = batch.action.new_tensor(config.sigma) if config.sigma else deviation(batch.action) / 3
+    sigma = batch.action.new_full((), config.sigma) if config.sigma else deviation(batch.action) / 3
     log_prob = (-0.5 * ((batch.action - mean) / sigma).square()
                 - (sigma * math.sqrt(2 * math.pi)).log()).sum(-1)                   # (N, B)
     loss = -log_prob * advantage_weights(advantage, config)

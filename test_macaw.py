@@ -291,8 +291,8 @@ def test_the_policys_loss_equals_a_loop(sigma, smooth):
 
 
 def test_small_actions_count_as_much_as_large_ones():
-    """The gradient of a tenth of the actions and means is as large where sigma is in their units,
-    and a tenth where it is one for all."""
+    """Errors a tenth as large: with sigma in units of the actions a mean's gradient is ten times
+    as large, which in these units is the same; with one sigma for all it is a tenth."""
     for sigma, ratio in ((0.0, 10.0), (0.2, 0.1)):
         norms = []
         for scale in (1.0, 0.1):

@@ -93,11 +93,10 @@ run() {         # family, name of the run, seed
         *) variant=$name flags= ;;
     esac
     # Those runs on cheetah_vel have what was MACAW's default: five tasks a meta-step, ReLU, one sigma
+    # (but for what their own flags say, which come after)
     case $env-$(program $variant)-$name in
         *_set? | *-$variant) ;;
-        cheetah_vel-macaw.py-*)
-            [[ $flags = *--tasks-per-step* ]] || flags="$flags --tasks-per-step 5"
-            flags="$flags --sigma 0.2 --no-smooth" ;;
+        cheetah_vel-macaw.py-*) flags="--tasks-per-step 5 --sigma 0.2 --no-smooth $flags" ;;
     esac
     case $env-$name in                      # ordinary layers' inner step sizes there
         walker_params-no_wt) flags="--inner-lr 0.003" ;;
@@ -177,7 +176,7 @@ for file in first middle last random; do
     done
 done | xargs -r -P 2 -L 1 "$python"
 
-# Online fine-tuning (Table 1), while the checkpoints are there
+# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before
 for env in cheetah_vel walker_params ant_dir; do
     for seed in 0 1 2 3 4; do
         for name in macaw pearl; do
