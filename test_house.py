@@ -1,6 +1,8 @@
 """Pages, notebooks, layout: each test is named after the claim that it would refute."""
 import ast
 import dataclasses
+import importlib
+import inspect
 import json
 import re
 import shutil
@@ -19,7 +21,7 @@ from helpers import command
 PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]
 PROGRAMS = sorted(set(HERE.glob("*.py")) - set(HERE.glob("test_*.py")) - {HERE / "conftest.py"})
 HELPERS = sorted((HERE / "helpers").glob("*.py"))
-
+LESSONS = sorted((HERE / "notebooks").glob("*.ipynb"))
 
 METHODS = {"macaw": macaw.MACAW, "focal": focal.FOCAL, "smac": smac.SMAC}
 
@@ -110,13 +112,33 @@ def test_programs_start_from_any_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", sorted((HERE / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def code(notebook):
+    """The cells of a notebook that hold code, and their source in one piece."""
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    return cells, "\n".join("".join(cell["source"]) for cell in cells)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_notebooks_call_what_is_there_with_arguments_that_it_takes(path):
+    """CI would find it too, but only after the minutes that the lessons take to run."""
+    modules, checked = {program.stem for program in PROGRAMS}, 0
+    for node in ast.walk(ast.parse(code(path)[1])):
+        match node:
+            case ast.Call(ast.Attribute(ast.Name(module), name), args, keywords) \
+                    if module in modules and all(x.arg for x in keywords) \
+                    and not any(isinstance(x, ast.Starred) for x in args):
+                called = getattr(importlib.import_module(module), name)
+                inspect.signature(called).bind(*args, **{x.arg: x.value for x in keywords})
+                checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_notebooks_use_the_project_and_define_no_second_version_of_it(path):
     def defined(source):
         return {x.name for x in ast.parse(source).body
                 if isinstance(x, ast.FunctionDef | ast.ClassDef)}
-    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-    source = "\n".join("".join(cell["source"]) for cell in cells)
+    cells, source = code(path)
     ours = set().union(*(defined(p.read_text()) for p in PROGRAMS + HELPERS))
     assert "import macaw" in source and len(ours) > 50
     assert not defined(source) & ours
