@@ -101,6 +101,8 @@ run() {         # family, name of the run, seed
     case $env-$name in                      # ordinary layers' inner step sizes there
         walker_params-no_wt) flags="--inner-lr 0.003" ;;
         ant_dir-no_wt | cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
+        walker_params-mt_awr* | ant_dir-mt_awr*)        # and a fine-tuning that harms them least
+            flags="$flags --inner-lr 0.0001 --test-steps 5" ;;
     esac
     [ -e $out/summary.json ] && return
     if [ -e $out/checkpoint.pt ]; then
