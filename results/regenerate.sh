@@ -98,8 +98,8 @@ run() {         # family, name of the run, seed
         *_set? | *-$variant) ;;
         cheetah_vel-macaw.py-*) flags="--tasks-per-step 5 --sigma 0.2 --no-smooth $flags" ;;
     esac
-    case $env-$name in                      # ordinary layers' inner step sizes there
-        walker_params-no_wt) flags="--inner-lr 0.003" ;;
+    case $env-$name in                      # ordinary layers' inner steps there
+        walker_params-no_wt) flags="--inner-lr 0.003 --inner-steps 1 --test-steps 1" ;;
         ant_dir-no_wt | cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
         walker_params-mt_awr* | ant_dir-mt_awr*)        # and a fine-tuning that harms them least
             flags="$flags --inner-lr 0.0001 --test-steps 5" ;;
