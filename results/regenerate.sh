@@ -62,7 +62,6 @@ run() {         # family, name of the run, seed
         *_late) flags="$one_step --late 0.8" ;;
         *_whole) flags="$earlier --late 0" ;;
         *_lives) flags="--data data/$env.npz --late 0 --steps 1000 $plain" ;;
-        macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
         *_aligned) flags="--data data/$env.npz" ;;
         smac_untuned) flags="--steps 3500" ;;
         *_untuned)
@@ -72,7 +71,7 @@ run() {         # family, name of the run, seed
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_before) flags= ;;                 # those of the default before, see below
         *_large) flags="--tasks-per-step 16" ;;
-        *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
+        *_independent) flags="--data data/${env}_others.npz" ;;
         *_set?) flags="--holdout $(held_out $env $name)" ;;
         *_few*)
             local tasks=${name##*_few} most=16          # a meta-batch of FOCAL and PEARL
@@ -95,7 +94,7 @@ run() {         # family, name of the run, seed
     # Those runs on cheetah_vel have what was MACAW's default: five tasks a meta-step, ReLU, one sigma
     # (but for what their own flags say, which come after)
     case $env-$(program $variant)-$name in
-        *_set? | *-$variant) ;;
+        *_set? | *_aligned | *_independent | *_two | *-$variant) ;;
         cheetah_vel-macaw.py-*) flags="--tasks-per-step 5 --sigma 0.2 --no-smooth $flags" ;;
     esac
     case $env-$name in                      # ordinary layers' inner steps there
@@ -178,12 +177,11 @@ for file in first middle last random; do
     done
 done | xargs -r -P 2 -L 1 "$python"
 
-# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before
+# Online fine-tuning (Table 1), while the checkpoints are there
 for env in cheetah_vel walker_params ant_dir; do
     for seed in 0 1 2 3 4; do
         for name in macaw pearl; do
             checkpoint=results/$env/$name-s$seed/checkpoint.pt out=results/$env/online-s$seed
-            [ $env-$name != cheetah_vel-macaw ] || checkpoint=${checkpoint/macaw/macaw_before}
             flags=
             [ $name = macaw ] || out=results/$env/online_pearl-s$seed flags="--method focal"
             [ ! -e $checkpoint ] || [ -e $out/summary.json ] || \
