@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes every number of docs/results.md, whose_data.md and reproduction.md anew, in results/ (what
+# Makes every number of docs/results.md, which_method.md, whose_data.md and reproduction.md anew, in results/ (what
 # is there already is kept), with one thread a run, two at a time: about fourteen hours, three of
 # them for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
 # (A line must not end in a blank: xargs would join the next one to it.)
@@ -62,6 +62,7 @@ run() {         # family, name of the run, seed
         *_late) flags="$one_step --late 0.8" ;;
         *_whole) flags="$earlier --late 0" ;;
         *_lives) flags="--data data/$env.npz --late 0 --steps 1000 $plain" ;;
+        macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
         *_aligned) flags="--data data/$env.npz" ;;
         smac_untuned) flags="--steps 3500" ;;
         *_untuned)
@@ -94,7 +95,7 @@ run() {         # family, name of the run, seed
     # Those runs on cheetah_vel have what was MACAW's default: five tasks a meta-step, ReLU, one sigma
     # (but for what their own flags say, which come after)
     case $env-$(program $variant)-$name in
-        *_set? | *_aligned | *_independent | *_two | *-$variant) ;;
+        *_set? | *_independent | *-$variant) ;;
         cheetah_vel-macaw.py-*) flags="--tasks-per-step 5 --sigma 0.2 --no-smooth $flags" ;;
     esac
     case $env-$name in                      # ordinary layers' inner steps there
@@ -117,11 +118,13 @@ runs() {        # family, seeds, names
 }
 {
     for env in cheetah_vel walker_params ant_dir cheetah_dir; do
-        runs $env "0 1 2 3 4 5 6 7 8 9" macaw meta_bc mt_awr
+        seeds="0 1 2 3 4 5 6 7 8 9"
+        runs $env "$seeds" macaw
+        [ $env != cheetah_vel ] || seeds="0 1 2 3 4"
+        runs $env "$seeds" meta_bc mt_awr
         runs $env "0 1 2 3 4" focal pearl pearl_regularised no_wt
     done
-    runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" no_advantage maml_awr
-    runs cheetah_vel "5 6 7 8 9" no_wt
+    runs cheetah_vel "0 1 2 3 4" no_advantage maml_awr
     runs cheetah_vel "0 1 2 3 4" smac frozen no_data {macaw,focal}_aligned \
         {macaw,meta_bc,mt_awr,no_advantage,no_wt,maml_awr}_independent
     for env in cheetah_vel walker_params ant_dir cheetah_dir; do
@@ -129,7 +132,8 @@ runs() {        # family, seeds, names
     done
     runs cheetah_vel "3 4" focal_untuned
     runs cheetah_vel "0 1 2 3 4" smac_untuned
-    runs cheetah_vel "0 1" {macaw,no_wt,no_wt_wide}_short
+    runs cheetah_vel "0 1" {macaw,no_wt}_short
+    runs cheetah_vel 0 no_wt_wide_short
     runs cheetah_vel "0 1 2" macaw_two {pearl,smac}_aligned
     runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" macaw_before
     runs cheetah_vel "0 1 2 3 4" macaw_large
@@ -148,7 +152,7 @@ runs() {        # family, seeds, names
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
     for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large} {macaw,mt_awr}_independent; do
-        for run in results/$env/$name-s?; do
+        for run in results/$env/$name-s[0-4]; do
             [ -e $run/checkpoint.pt ] || continue
             case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
                 for size in 8 16 64; do
