@@ -80,6 +80,8 @@ class Config(RunConfig):
     inner_batch: int = flag(128, "transitions in D^tr [us; code: 256]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
     late: float = flag(0.0, "skip this share of a life when drawing D^ts [paper: none]", 0, 0.99)
+    max_gradient: float = flag(0.0, "a longer gradient of an inner step is cut to this, 0: no "
+                                    "cut [us]", 0, 1e9)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 0, 100)
     test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
 
@@ -92,7 +94,7 @@ class Config(RunConfig):
 # Gaits run better by a smooth policy, with errors that count alike in a slow gait and in a fast one
 SMOOTH = dict(inner_steps=3, test_steps=3, sigma=0.0, smooth=True)
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
-    "cheetah_vel": dict(SMOOTH, late=0.5, tasks_per_step=16),
+    "cheetah_vel": dict(SMOOTH, late=0.5, tasks_per_step=16, max_gradient=300.0),
     "cheetah_dir": dict(tasks_per_step=2, weight_decay=0.0),
     "ant_dir": dict(late=0.5),
     "walker_params": dict(SMOOTH, late=0.8),
@@ -101,7 +103,7 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differentl
 }
 
 # Ordinary layers have their own best settings; a smooth policy does them no good [us]
-PLAIN = dict(latent=0, sigma=0.2, smooth=False)
+PLAIN = dict(latent=0, sigma=0.2, smooth=False, max_gradient=0.0)
 ORDINARY = dict(PLAIN, inner_lr=0.03, weight_decay=0.1)
 VARIANTS = {                                    # the paper's ablations and baselines (Section 5)
     "macaw": dict(),
@@ -171,6 +173,18 @@ class Value(nn.Module):
 def inverse_softplus(x):
     """Step sizes and lambda are learned raw, as numbers whose softplus they are."""
     return math.log(math.expm1(x))
+
+
+def shortened(gradients, longest):
+    """Gradients (N, n) of a net's layers, cut where a task's is longer in all than `longest`.
+
+    Each step of an adaptation begins where the last one ended. Where a stranger's transitions make
+    one too long, the next gradient is longer still, and the policy is lost.
+    """
+    if not longest:
+        return gradients
+    length = torch.cat([d.detach() for d in gradients], -1).norm(dim=-1, keepdim=True)     # (N, 1)
+    return [d * (longest / length).clamp_max(1.0) for d in gradients]
 
 
 class Memory(NamedTuple):
@@ -264,8 +278,8 @@ class InnerLoop(nn.Module):
             net.update_params([w.expand(tasks, -1) for w in weights])
 
             def transformed(gradients):
-                return [t.step(d, memory)
-                        for t, d, memory in zip(self.transforms, gradients, memories)]
+                cut = shortened(gradients, self.config.max_gradient)
+                return [t.step(d, memory) for t, d, memory in zip(self.transforms, cut, memories)]
             yield net, lambda loss: optimizer.step(
                 loss, grad_callback=None if fine_tune else transformed)
 

@@ -12,6 +12,7 @@ import macaw
 
 class TransformLayer:
     """A layer with the weights M z + m, each of the three with a step size."""
+    weights_gradient = slice(2, None)           # among those of z, M and m: m's is the weights' own
 
     def __init__(self, transform):
         self.z, self.M, self.m = transform.z, transform.M, transform.m
@@ -30,6 +31,7 @@ class TransformLayer:
 
 class OrdinaryLayer:
     """A layer with the weights (W, b), both with a step size."""
+    weights_gradient = slice(None)
 
     def __init__(self, layer):
         split = layer.inputs * layer.outputs
@@ -51,7 +53,7 @@ class TaskNet:
     """One task's policy or value function: the meta-learned one at first, then adapted."""
 
     def __init__(self, inner_loop):
-        self.net = inner_loop.net
+        self.net, self.longest = inner_loop.net, inner_loop.config.max_gradient
         self.names = [name for name, _ in self.net.named_parameters()]
         layer = TransformLayer if inner_loop.config.latent else OrdinaryLayer
         self.layers = [layer(transform) for transform in inner_loop.transforms]
@@ -64,8 +66,12 @@ class TaskNet:
         """A gradient step that can itself be differentiated."""
         tensors = [x for layer in self.layers for x in layer.tensors()]
         gradients = iter(torch.autograd.grad(loss, tensors, create_graph=True))
-        for layer in self.layers:
-            layer.descend(*(next(gradients) for _ in layer.tensors()))
+        steps = [[next(gradients) for _ in layer.tensors()] for layer in self.layers]
+        length = torch.cat([d.detach().flatten() for layer, step in zip(self.layers, steps)
+                            for d in step[layer.weights_gradient]]).norm()
+        scale = (self.longest / length).clamp_max(1.0) if self.longest else 1.0
+        for layer, step in zip(self.layers, steps):
+            layer.descend(*(scale * d for d in step))
 
 
 def adapt(model, D_tr):

@@ -163,7 +163,9 @@ def gradients(model, loss):
 
 @pytest.mark.parametrize("head_width", [0, 7])
 @pytest.mark.parametrize("inner_steps", [1, 2, 4])
-@pytest.mark.parametrize("latent, other", [(0, {}), (5, {}), (5, dict(sigma=0.0, smooth=True))])
+@pytest.mark.parametrize("latent, other", [
+    (0, {}), (5, {}), (5, dict(sigma=0.0, smooth=True)), (0, dict(max_gradient=1.0)),
+    (5, dict(max_gradient=1.0, sigma=0.0))])
 def test_adapting_all_tasks_at_once_equals_copying_every_tensor_of_each(latent, other, inner_steps,
                                                                         head_width):
     model, inner, outer = small(inner_steps=inner_steps, latent=latent, head_width=head_width,
@@ -181,6 +183,15 @@ def test_adapting_all_tasks_at_once_equals_copying_every_tensor_of_each(latent, 
             assert p.grad is None or p.grad.abs().max() == 0
         else:
             close(p.grad, ours[name])
+
+
+def test_a_long_gradient_is_cut_for_its_task_alone():
+    gradients = [torch.tensor([[3.0, 0.0], [0.3, 0.0], [0.0, 0.0]]),
+                 torch.tensor([[0.0, 4.0, 0.0], [0.0, 0.4, 0.0], [0.0, 0.0, 0.0]])]
+    cut = macaw.shortened(gradients, 1.0)
+    torch.testing.assert_close(cut, [torch.tensor([[0.6, 0.0], [0.3, 0.0], [0.0, 0.0]]),
+                                     torch.tensor([[0, 0.8, 0], [0.0, 0.4, 0.0], [0.0, 0.0, 0.0]])])
+    assert macaw.shortened(gradients, 0.0) is gradients             # the paper's, not cut
 
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
