@@ -71,9 +71,14 @@ run() {         # family, name of the run, seed
         *_short) flags="--steps 600" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_before) flags= ;;                 # those of the default before, see below
+        *_uncut) flags="--max-gradient 0" ;;
         *_large) flags="--tasks-per-step 16" ;;
-        *_independent) flags="--data data/${env}_others.npz" ;;
-        *_set?) flags="--holdout $(held_out $env $name)" ;;
+        *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
+        *_set?)                             # cheetah_vel's were made before gradients were cut
+            flags="--holdout $(held_out $env $name)"
+            case $env-$variant in
+                cheetah_vel-macaw | cheetah_vel-meta_bc) flags="$flags --max-gradient 0" ;;
+            esac ;;
         *_few*)
             local tasks=${name##*_few} most=16          # a meta-batch of FOCAL and PEARL
             made few$tasks
@@ -92,11 +97,12 @@ run() {         # family, name of the run, seed
             [ $variant = no_wt ] || flags="$flags --inner-lr 0.01" ;;
         *) variant=$name flags= ;;
     esac
-    # Those runs on cheetah_vel have what was MACAW's default: five tasks a meta-step, ReLU, one sigma
-    # (but for what their own flags say, which come after)
+    # Those runs on cheetah_vel have what was MACAW's default: five tasks a meta-step, ReLU, one sigma,
+    # no gradient cut (but for what their own flags say, which come after)
     case $env-$(program $variant)-$name in
-        *_set? | *_independent | *-$variant) ;;
-        cheetah_vel-macaw.py-*) flags="--tasks-per-step 5 --sigma 0.2 --no-smooth $flags" ;;
+        *_set? | *_uncut | *-$variant) ;;
+        cheetah_vel-macaw.py-*)
+            flags="--tasks-per-step 5 --sigma 0.2 --no-smooth --max-gradient 0 $flags" ;;
     esac
     case $env-$name in                      # ordinary layers' inner steps there
         walker_params-no_wt) flags="--inner-lr 0.003 --inner-steps 1 --test-steps 1" ;;
@@ -135,7 +141,7 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1" {macaw,no_wt}_short
     runs cheetah_vel 0 no_wt_wide_short
     runs cheetah_vel "0 1 2" macaw_two {pearl,smac}_aligned
-    runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" macaw_before
+    runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" macaw_{before,uncut}
     runs cheetah_vel "0 1 2 3 4" macaw_large
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
     runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
@@ -151,7 +157,7 @@ runs() {        # family, seeds, names
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
-    for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large} {macaw,mt_awr}_independent; do
+    for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large,uncut} {macaw,mt_awr}_independent; do
         for run in results/$env/$name-s[0-4]; do
             [ -e $run/checkpoint.pt ] || continue
             case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
@@ -181,11 +187,12 @@ for file in first middle last random; do
     done
 done | xargs -r -P 2 -L 1 "$python"
 
-# Online fine-tuning (Table 1), while the checkpoints are there
+# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before
 for env in cheetah_vel walker_params ant_dir; do
     for seed in 0 1 2 3 4; do
         for name in macaw pearl; do
             checkpoint=results/$env/$name-s$seed/checkpoint.pt out=results/$env/online-s$seed
+            [ $env-$name != cheetah_vel-macaw ] || checkpoint=${checkpoint/macaw/macaw_before}
             flags=
             [ $name = macaw ] || out=results/$env/online_pearl-s$seed flags="--method focal"
             [ ! -e $checkpoint ] || [ -e $out/summary.json ] || \
