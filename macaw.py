@@ -32,8 +32,8 @@ Where we leave the paper (reasons, and smaller things, in docs/deviations.md):
  9. Meta-losses are means over tasks, outer step sizes fall linearly to 0, and weights decay: z, M
     and m, that is, not the layer's weights M z + m. Decay shrinks the learned metric [us].
 10. cheetah_vel and walker_params adapt by three steps, not one, with smooth policies and sigma in
-    units of each task's actions; cheetah_vel has 16 tasks in a meta-step, not five. For these two
-    and ant_dir D^ts come from later life (PRESETS) [us].
+    units of each task's actions; cheetah_vel has 16 tasks in a meta-step, not five, and cuts long
+    inner gradients. For these two and ant_dir D^ts come from later life (PRESETS) [us].
 11. Layers of 64, not 100; c = 32, not 100; D^tr of 128 in training, of 256 in testing [us].
 12. D^tr may come from other agents of the task than D^ts (--adapt-data; cheetah_vel's default), so
     that adaptation reads the task, not the gait [us].
