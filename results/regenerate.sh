@@ -187,7 +187,8 @@ for file in first middle last random; do
     done
 done | xargs -r -P 2 -L 1 "$python"
 
-# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before
+# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before, and
+# walkers' of nets with --inner-steps 1 --test-steps 1 --sigma 0.2 --no-smooth
 for env in cheetah_vel walker_params ant_dir; do
     for seed in 0 1 2 3 4; do
         for name in macaw pearl; do
