@@ -176,7 +176,7 @@ def tasks(folders, path):
     axes.set_xlim(-0.5, len(ids) - 0.5)
     axes.tick_params(labelsize=13)
     axes.grid(axis="y", alpha=0.4)
-    axes.legend(markerscale=0.8, fontsize=12)
+    figure.legend(loc="outside lower center", ncols=3, markerscale=0.8, fontsize=12)
     save(figure, path)
 
 
