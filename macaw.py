@@ -179,7 +179,8 @@ def shortened(gradients, longest):
     """Gradients (N, n) of a net's layers, cut where a task's is longer in all than `longest`.
 
     Each step of an adaptation begins where the last one ended. Where a stranger's transitions make
-    one too long, the next gradient is longer still, and the policy is lost.
+    one too long, the next gradient is longer still, and the policy is lost. The cut counts as a
+    constant in the meta-gradient.
     """
     if not longest:
         return gradients

@@ -67,11 +67,12 @@ class TaskNet:
         tensors = [x for layer in self.layers for x in layer.tensors()]
         gradients = iter(torch.autograd.grad(loss, tensors, create_graph=True))
         steps = [[next(gradients) for _ in layer.tensors()] for layer in self.layers]
-        length = torch.cat([d.detach().flatten() for layer, step in zip(self.layers, steps)
-                            for d in step[layer.weights_gradient]]).norm()
-        scale = (self.longest / length).clamp_max(1.0) if self.longest else 1.0
+        if self.longest:
+            length = torch.cat([d.detach().flatten() for layer, step in zip(self.layers, steps)
+                                for d in step[layer.weights_gradient]]).norm()
+            steps = [[(self.longest / length).clamp_max(1.0) * d for d in step] for step in steps]
         for layer, step in zip(self.layers, steps):
-            layer.descend(*(scale * d for d in step))
+            layer.descend(*step)
 
 
 def adapt(model, D_tr):
