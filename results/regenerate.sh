@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes every number of docs/results.md, which_method.md, whose_data.md and reproduction.md anew, in results/ (what
-# is there already is kept), with one thread a run, two at a time: about fourteen hours, three of
-# them for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
+# Makes every number of docs/results.md, which_method.md, whose_data.md and reproduction.md anew, in
+# results/ (what is there already is kept), with one thread a run, two at a time: about fourteen
+# hours, three of them for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
 # (A line must not end in a blank: xargs would join the next one to it.)
 # Usage: results/regenerate.sh [python]
 set -euo pipefail
@@ -74,11 +74,7 @@ run() {         # family, name of the run, seed
         *_uncut) flags="--max-gradient 0" ;;
         *_large) flags="--tasks-per-step 16" ;;
         *_independent) flags="--data data/${env}_others.npz --steps 1000" ;;
-        *_set?)                             # cheetah_vel's were made before gradients were cut
-            flags="--holdout $(held_out $env $name)"
-            case $env-$variant in
-                cheetah_vel-macaw | cheetah_vel-meta_bc) flags="$flags --max-gradient 0" ;;
-            esac ;;
+        *_set?) flags="--holdout $(held_out $env $name)" ;;
         *_few*)
             local tasks=${name##*_few} most=16          # a meta-batch of FOCAL and PEARL
             made few$tasks
@@ -97,10 +93,11 @@ run() {         # family, name of the run, seed
             [ $variant = no_wt ] || flags="$flags --inner-lr 0.01" ;;
         *) variant=$name flags= ;;
     esac
-    # Those runs on cheetah_vel have what was MACAW's default: five tasks a meta-step, ReLU, one sigma,
-    # no gradient cut (but for what their own flags say, which come after)
+    # Those runs on cheetah_vel have what was MACAW's default: no gradient cut and, but for the sets,
+    # five tasks a meta-step, ReLU, one sigma (their own flags, which come after, win)
     case $env-$(program $variant)-$name in
-        *_set? | *_uncut | *-$variant) ;;
+        *_uncut | *-$variant) ;;
+        cheetah_vel-macaw.py-*_set?) flags="--max-gradient 0 $flags" ;;
         cheetah_vel-macaw.py-*)
             flags="--tasks-per-step 5 --sigma 0.2 --no-smooth --max-gradient 0 $flags" ;;
     esac
@@ -157,7 +154,8 @@ runs() {        # family, seeds, names
 
 # Some of them adapted to three groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params; do
-    for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large,uncut} {macaw,mt_awr}_independent; do
+    for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large,uncut} \
+            {macaw,mt_awr}_independent; do
         for run in results/$env/$name-s[0-4]; do
             [ -e $run/checkpoint.pt ] || continue
             case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
@@ -187,8 +185,8 @@ for file in first middle last random; do
     done
 done | xargs -r -P 2 -L 1 "$python"
 
-# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before, and
-# walkers' of nets with --inner-steps 1 --test-steps 1 --sigma 0.2 --no-smooth
+# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before,
+# and walkers' of nets with --inner-steps 1 --test-steps 1 --sigma 0.2 --no-smooth
 for env in cheetah_vel walker_params ant_dir; do
     for seed in 0 1 2 3 4; do
         for name in macaw pearl; do
