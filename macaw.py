@@ -97,7 +97,7 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differentl
     "cheetah_vel": dict(SMOOTH, late=0.5, tasks_per_step=16, max_gradient=300.0),
     "cheetah_dir": dict(tasks_per_step=2, weight_decay=0.0),
     "ant_dir": dict(late=0.5),
-    "walker_params": dict(SMOOTH, late=0.8),
+    "walker_params": dict(SMOOTH, late=0.8, weight_decay=0.1),
     "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, policy_lr=1e-3,
                        value_lr=1e-3, weight_decay=0.0),
 }
