@@ -122,14 +122,18 @@ def test_fewer_tasks_stand_in_their_columns(tmp_path, capsys, quick):
     assert rows(out)["FOCAL", "1"] == [f"{x}.0 [{x}.0, {x}.0]" for x in range(3)]
 
 
+def judge(run, *columns):
+    """Puts a run's summary in these subfolders too."""
+    for column in columns:
+        (run / column).mkdir()
+        (run / column / "summary.json").write_text((run / "summary.json").read_text())
+
+
 def test_a_run_counts_where_it_was_judged_everywhere(tmp_path, capsys, quick):
     folder = tmp_path / "cheetah_vel"
     for seed in range(3):
         keep(folder, "macaw", seed, 0.0)
-        for size in (8, 16, 64)[:3 if seed < 2 else 1]:
-            (folder / f"macaw-s{seed}/batch{size}").mkdir()
-            (folder / f"macaw-s{seed}/batch{size}/summary.json").write_text(
-                (folder / f"macaw-s{seed}/summary.json").read_text())
+        judge(folder / f"macaw-s{seed}", *("batch8", "batch16", "batch64")[:3 if seed < 2 else 1])
     evidence.context(folder, tmp_path / "x.png")
     assert ("MACAW", "2") in rows(capsys.readouterr().out)
 
@@ -141,14 +145,26 @@ def test_focals_lead_is_paired_where_the_seeds_are_the_same(tmp_path, capsys, qu
                         ("macaw_aligned", 0.0), ("focal_aligned", 0.0)):
         for seed in range(2 if name != "macaw_aligned" else 3):
             keep(folder, name, seed, after)
-            for group in ("aligned", "others", "strangers"):
-                (folder / f"{name}-s{seed}/{group}").mkdir()
-                (folder / f"{name}-s{seed}/{group}/summary.json").write_text(
-                    (folder / f"{name}-s{seed}/summary.json").read_text())
+            judge(folder / f"{name}-s{seed}", "aligned", "others", "strangers")
     evidence.whose(folder, tmp_path / "x.png")
     table = rows(capsys.readouterr().out)
     assert table["FOCAL - MACAW", "2"][:3] == ["+7.0 [7.0, 7.0]"] * 3       # tasks differ by 100
     assert not [name for name, _ in table if name.startswith("FOCAL - MACAW;")]
+
+
+def test_a_family_may_lack_a_group_of_agents(tmp_path, capsys, quick):
+    keep(tmp_path / "ant_dir", "macaw", 0, 5.0)
+    refused(evidence, "whose", tmp_path / "ant_dir", "--out", tmp_path / "x.png", words=["others"])
+    judge(tmp_path / "ant_dir/macaw-s0", "aligned")
+    refused(evidence, "whose", tmp_path / "ant_dir", "--out", tmp_path / "x.png", words=["others"])
+    judge(tmp_path / "ant_dir/macaw-s0", "strangers")
+    evidence.whose(tmp_path / "ant_dir", tmp_path / "x.png")
+    table = capsys.readouterr().out
+    assert "independent" not in table
+    assert rows(table)["MACAW", "1"] == ["5.0 [5.0, 5.0]"] * 2 + ["+0.0 [0.0, 0.0]"]
+    keep(tmp_path / "ant_dir", "focal", 0, 5.0)
+    judge(tmp_path / "ant_dir/focal-s0", "others")          # now no run has all three
+    refused(evidence, "whose", tmp_path / "ant_dir", "--out", tmp_path / "y.png", words=["others"])
 
 
 def test_own_exploration_is_over_seeds(tmp_path, capsys):

@@ -349,8 +349,15 @@ def context(folder, path):
 
 def judged(folder, path, columns, title):
     """Return after adaptation of a family's runs by what they adapted to: a run's own summary and
-    those in its subfolders; every task a dot, its mean over seeds. Prints the table."""
+    those in its subfolders; every task a dot, its mean over seeds. Prints the table. A family may
+    lack a column: there are no independent ants."""
     rows, seeds = {}, {}
+    missing = BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, columns))}"
+                       "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
+    columns = {column: label for column, label in columns.items()
+               if any(pathlib.Path(folder).glob(f"*-s*/{column}/summary.json"))}
+    if len(columns) < 2:
+        raise missing
     for name, label in NAMES.items():
         runs = [[f / column for column in columns] for f in folders_of(folder, name)]
         runs = [run for run in runs if all((f / "summary.json").exists() for f in run)]
@@ -359,8 +366,7 @@ def judged(folder, path, columns, title):
             rows[label] = np.moveaxis(paired(cells), 0, 1)
             seeds[label] = [run["seed"] for run in cells[0]]
     if not rows:
-        raise BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, columns))}"
-                       "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
+        raise missing
     figure = Figure(figsize=(9, 1.2 + 0.9 * len(rows)), layout="constrained")
     axes = figure.subplots()
     first, *_, last = columns.values()
