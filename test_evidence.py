@@ -141,15 +141,19 @@ def test_a_run_counts_where_it_was_judged_everywhere(tmp_path, capsys, quick):
 def test_focals_lead_is_paired_where_the_seeds_are_the_same(tmp_path, capsys, quick):
     folder = tmp_path / "cheetah_vel"
     tasks = np.arange(len(envs.FAMILIES["cheetah_vel"].test))
-    for name, after in (("macaw", tasks * 100.0), ("focal", tasks * 100.0 + 7),
-                        ("macaw_aligned", 0.0), ("focal_aligned", 0.0)):
-        for seed in range(2 if name != "macaw_aligned" else 3):
-            keep(folder, name, seed, after)
+    for name, seeds, after in (("macaw", (0, 1), tasks * 100.0),
+                               ("focal", (0, 1), tasks * 100.0 + 7),
+                               ("macaw_aligned", (0, 1, 2), 0.0), ("focal_aligned", (1, 2), 1.0),
+                               ("macaw_independent", (0, 1), 0.0)):
+        for seed in seeds:
+            keep(folder, name, seed, after + 1000 * seed)
             judge(folder / f"{name}-s{seed}", "aligned", "others", "strangers")
     evidence.whose(folder, tmp_path / "x.png")
     table = rows(capsys.readouterr().out)
     assert table["FOCAL - MACAW", "2"][:3] == ["+7.0 [7.0, 7.0]"] * 3       # tasks differ by 100
-    assert not [name for name, _ in table if name.startswith("FOCAL - MACAW;")]
+    assert table["FOCAL - MACAW; both batches from aligned agents", "2"][:3] == [
+        "+1.0 [1.0, 1.0]"] * 3                              # MACAW's first seed has no partner
+    assert len([name for name, _ in table if name.startswith("FOCAL - MACAW")]) == 2
 
 
 def test_a_family_may_lack_a_group_of_agents(tmp_path, capsys, quick):

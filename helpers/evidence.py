@@ -381,10 +381,12 @@ def judged(folder, path, columns, title):
             axes.plot(x[:, k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)
             axes.plot([low, high], [height] * 2, color=color, lw=2)
             axes.plot(mean, height, "o", color=color, label=None if y else column)
-    for setting in SETTINGS:                                        # paired, in the same setting
+    for setting in SETTINGS:                            # paired by seeds, in the same setting
         one, other = NAMES[f"focal{setting}"], NAMES[f"macaw{setting}"]
-        if one in rows and seeds[one] == seeds.get(other):
-            lead = rows[one] - rows[other]
+        both = sorted({*seeds.get(one, ())} & {*seeds.get(other, ())})
+        if both:
+            lead = np.subtract(*(rows[label][[seeds[label].index(seed) for seed in both]]
+                                 for label in (one, other)))
             print(f"| {METHODS['focal']} - {other} | {len(lead)} |",
                   *(f"{signed(lead[:, k])} |" for k in range(len(columns))), "|")
     axes.set_yticks(range(len(rows)), rows)

@@ -93,11 +93,10 @@ run() {         # family, name of the run, seed
             [ $variant = no_wt ] || flags="$flags --inner-lr 0.01" ;;
         *) variant=$name flags= ;;
     esac
-    # Those runs on cheetah_vel have what was MACAW's default: no gradient cut and, but for the sets,
-    # five tasks a meta-step, ReLU, one sigma (their own flags, which come after, win)
+    # Those runs on cheetah_vel have what was MACAW's default: no gradient cut, five tasks a meta-step,
+    # ReLU, one sigma (their own flags, which come after, win)
     case $env-$(program $variant)-$name in
-        *_uncut | *-$variant) ;;
-        cheetah_vel-macaw.py-*_set?) flags="--max-gradient 0 $flags" ;;
+        *_uncut | *-$variant | *_set?) ;;
         cheetah_vel-macaw.py-*)
             flags="--tasks-per-step 5 --sigma 0.2 --no-smooth --max-gradient 0 $flags" ;;
     esac
@@ -152,11 +151,13 @@ runs() {        # family, seeds, names
     done
 } | xargs -P 2 -L 1 "$python"
 
-# Some of them adapted to three groups of agents, while their checkpoints are there
-for env in cheetah_vel walker_params; do
+# Some of them adapted to other groups of agents, while their checkpoints are there
+for env in cheetah_vel walker_params ant_dir; do
     for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large,uncut} \
             {macaw,mt_awr}_independent; do
-        for run in results/$env/$name-s[0-4]; do
+        seeds=[0-4]
+        [ $env-$name != cheetah_vel-macaw ] || seeds=[0-9]
+        for run in results/$env/$name-s$seeds; do
             [ -e $run/checkpoint.pt ] || continue
             case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
                 for size in 8 16 64; do
@@ -185,8 +186,7 @@ for file in first middle last random; do
     done
 done | xargs -r -P 2 -L 1 "$python"
 
-# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before,
-# and walkers' of nets with --inner-steps 1 --test-steps 1 --sigma 0.2 --no-smooth
+# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before
 for env in cheetah_vel walker_params ant_dir; do
     for seed in 0 1 2 3 4; do
         for name in macaw pearl; do
