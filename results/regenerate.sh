@@ -104,7 +104,7 @@ run() {         # family, name of the run, seed
         walker_params-no_wt) flags="--inner-lr 0.003 --inner-steps 1 --test-steps 1" ;;
         ant_dir-no_wt | cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
         walker_params-mt_awr* | ant_dir-mt_awr*)        # and a fine-tuning that harms them least
-            flags="$flags --inner-lr 0.0001 --test-steps 5" ;;
+            flags="$flags --inner-lr 0.0001 --test-steps 5 --weight-decay 1" ;;
     esac
     [ -e $out/summary.json ] && return
     if [ -e $out/checkpoint.pt ]; then
@@ -186,7 +186,8 @@ for file in first middle last random; do
     done
 done | xargs -r -P 2 -L 1 "$python"
 
-# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before
+# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before,
+# and walkers' of nets with --inner-steps 1 --test-steps 1 --sigma 0.2 --no-smooth --weight-decay 1
 for env in cheetah_vel walker_params ant_dir; do
     for seed in 0 1 2 3 4; do
         for name in macaw pearl; do
