@@ -100,7 +100,9 @@ run() {         # family, name of the run, seed
         cheetah_vel-macaw.py-*)
             flags="--tasks-per-step 5 --sigma 0.2 --no-smooth --max-gradient 0 $flags" ;;
     esac
-    case $env-$name in                      # ordinary layers' inner steps there
+    case $env-$name in
+        walker_params-macaw_set3) flags="$flags --max-gradient 1000" ;;     # or it ends at step 22
+        # Ordinary layers' inner steps there
         walker_params-no_wt) flags="--inner-lr 0.003 --inner-steps 1 --test-steps 1" ;;
         ant_dir-no_wt | cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
         walker_params-mt_awr* | ant_dir-mt_awr*)        # and a fine-tuning that harms them least
