@@ -347,48 +347,43 @@ def context(folder, path):
            "adapted to so many transitions")
 
 
-def judged(folder, path, columns, title):
+def judged(folder, path, groups, title):
     """Return after adaptation of a family's runs by what they adapted to: a run's own summary and
     those in its subfolders; every task a dot, its mean over seeds. Prints the table. A family may
     lack a column: there are no independent ants."""
-    rows, seeds = {}, {}
-    missing = BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, columns))}"
-                       "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
-    columns = {column: label for column, label in columns.items()
-               if any(pathlib.Path(folder).glob(f"*-s*/{column}/summary.json"))}
-    if len(columns) < 2:
-        raise missing
+    rows, everyone = {}, folders_of(folder, "*")
+    columns = {group: label for group, label in groups.items()
+               if any((f / group / "summary.json").exists() for f in everyone)}
     for name, label in NAMES.items():
         runs = [[f / column for column in columns] for f in folders_of(folder, name)]
         runs = [run for run in runs if all((f / "summary.json").exists() for f in run)]
         if runs:
-            cells = [[read(f, "summary.json") for f in column] for column in zip(*runs)]
-            rows[label] = np.moveaxis(paired(cells), 0, 1)
-            seeds[label] = [run["seed"] for run in cells[0]]
-    if not rows:
-        raise missing
+            rows[label] = [[read(f, "summary.json") for f in column] for column in zip(*runs)]
+    if not rows or len(columns) < 2:
+        raise BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, groups))}"
+                       "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
     figure = Figure(figsize=(9, 1.2 + 0.9 * len(rows)), layout="constrained")
     axes = figure.subplots()
     first, *_, last = columns.values()
     print(f"| method | seeds | {' | '.join(columns.values())} | {last} - {first} |")
     print("|---|---|---|" + "---|" * len(columns))
-    for y, (label, x) in enumerate(rows.items()):                       # x (seeds, columns, tasks)
-        cells = [interval(x[:, k]) for k in range(len(columns))]
-        print(f"| {label} | {len(x)} |", *(f"{as_text(*cell)} |" for cell in cells),
-              f"{signed(x[:, -1] - x[:, 0])} |")                  # paired
+    for y, (label, runs) in enumerate(rows.items()):
+        x = paired(runs)                                                # (columns, seeds, tasks)
+        cells = [interval(column) for column in x]
+        print(f"| {label} | {len(x[0])} |", *(f"{as_text(*cell)} |" for cell in cells),
+              f"{signed(x[-1] - x[0])} |")                        # paired
         for k, ((mean, low, high), column) in enumerate(zip(cells, columns.values())):
             color, height = f"C{k}", y + 0.18 * (k - (len(columns) - 1) / 2)
-            axes.plot(x[:, k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)
+            axes.plot(x[k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)
             axes.plot([low, high], [height] * 2, color=color, lw=2)
             axes.plot(mean, height, "o", color=color, label=None if y else column)
     for setting in SETTINGS:                            # paired by seeds, in the same setting
         one, other = NAMES[f"focal{setting}"], NAMES[f"macaw{setting}"]
-        both = sorted({*seeds.get(one, ())} & {*seeds.get(other, ())})
-        if both:
-            lead = np.subtract(*(rows[label][[seeds[label].index(seed) for seed in both]]
-                                 for label in (one, other)))
-            print(f"| {METHODS['focal']} - {other} | {len(lead)} |",
-                  *(f"{signed(lead[:, k])} |" for k in range(len(columns))), "|")
+        both = shared(rows.get(one, [[]]) + rows.get(other, [[]]))
+        if both[0]:
+            lead = np.subtract(*np.split(paired(both), 2))              # (columns, seeds, tasks)
+            print(f"| {METHODS['focal']} - {other} | {len(lead[0])} |",
+                  *(f"{signed(column)} |" for column in lead), "|")
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)

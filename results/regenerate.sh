@@ -96,7 +96,7 @@ run() {         # family, name of the run, seed
     # Those runs on cheetah_vel have what was MACAW's default: no gradient cut, five tasks a meta-step,
     # ReLU, one sigma (their own flags, which come after, win)
     case $env-$(program $variant)-$name in
-        *_uncut | *-$variant | *_set?) ;;
+        *_set? | *_uncut | *-$variant) ;;
         cheetah_vel-macaw.py-*)
             flags="--tasks-per-step 5 --sigma 0.2 --no-smooth --max-gradient 0 $flags" ;;
     esac
