@@ -202,8 +202,9 @@ class Run:
         if not math.isfinite(x):
             sizes = ", ".join(f"--{name.replace('_', '-')}" for name in STEP_SIZES
                               if hasattr(self.config, name))
+            cut = ", or with a cut, --max-gradient" if hasattr(self.config, "max_gradient") else ""
             raise Diverged(f"the {name} is {x}; the last checkpoint is good, but start a new run "
-                           f"with smaller step sizes ({sizes})")
+                           f"with smaller step sizes ({sizes}){cut}")
 
 
 # ---------------------------------------------------------------------------- rollout, evaluation
