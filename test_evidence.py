@@ -377,3 +377,14 @@ def test_own_exploration_says_what_is_missing(tmp_path, name):
     keep(tmp_path / "ant_dir", "smac", 0, 1.0, own_before=0.0, own_after=0.0)
     changed(tmp_path / "ant_dir/smac-s0", **{name: None})
     refused(evidence, "own", tmp_path, "--out", tmp_path / "x.png", words=["smac-s0", name])
+
+
+def test_shipped_evaluations_are_of_the_run_in_whose_folder_they_lie():
+    """A run made anew leaves those of its predecessor; the not adapted policy's returns tell."""
+    def before(folder):
+        tasks = json.loads((folder / "summary.json").read_text())["tasks"]
+        return {task["id"]: task["before"] for task in tasks}
+    evaluations = [path.parent for path in pathlib.Path(__file__).with_name("results").glob("*/*/*/summary.json")]
+    assert len(evaluations) > 200
+    stale = [str(e) for e in evaluations if before(e) != before(e.parent)]
+    assert not stale
