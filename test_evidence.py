@@ -384,7 +384,8 @@ def test_shipped_evaluations_are_of_the_run_in_whose_folder_they_lie():
     def before(folder):
         tasks = json.loads((folder / "summary.json").read_text())["tasks"]
         return {task["id"]: task["before"] for task in tasks}
-    evaluations = [path.parent for path in pathlib.Path(__file__).with_name("results").glob("*/*/*/summary.json")]
+    results = pathlib.Path(__file__).with_name("results")
+    evaluations = [path.parent for path in results.glob("*/*/*/summary.json")]
     assert len(evaluations) > 200
     stale = [str(e) for e in evaluations if before(e) != before(e.parent)]
     assert not stale
