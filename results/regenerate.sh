@@ -69,6 +69,7 @@ run() {         # family, name of the run, seed
             flags="--late 0 --lr 0.001 --temperature 0.5 --encoder-steps 0 --sigma 0.2 --no-smooth"
             flags="$flags --no-monte-carlo" ;;
         *_short) flags="--steps 600" ;;
+        *_beginners) flags="--adapt-data data/$env.npz,data/${env}_beginners.npz" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_before) flags= ;;                 # those of the default before, see below
         *_uncut) flags="--max-gradient 0" ;;
@@ -123,12 +124,11 @@ runs() {        # family, seeds, names
 {
     for env in cheetah_vel walker_params ant_dir cheetah_dir; do
         seeds="0 1 2 3 4 5 6 7 8 9"
-        runs $env "$seeds" macaw
-        [ $env != cheetah_vel ] || seeds="0 1 2 3 4"
-        runs $env "$seeds" meta_bc mt_awr
+        runs $env "$seeds" macaw meta_bc mt_awr
         runs $env "0 1 2 3 4" focal pearl pearl_regularised no_wt
     done
-    runs cheetah_vel "0 1 2 3 4" no_advantage maml_awr
+    runs cheetah_vel "$seeds" no_advantage maml_awr
+    runs cheetah_vel "5 6 7 8 9" no_wt
     runs cheetah_vel "0 1 2 3 4" smac frozen no_data {macaw,focal}_aligned \
         {macaw,meta_bc,mt_awr,no_advantage,no_wt,maml_awr}_independent
     for env in cheetah_vel walker_params ant_dir cheetah_dir; do
@@ -148,6 +148,7 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2" {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
     runs walker_params "0 1 2 3 4" smac
     runs ant_dir "0 1 2" {macaw,meta_bc}_whole
+    runs ant_dir "0 1 2 3 4" {macaw,focal}_beginners
     for env in cheetah_vel ant_dir walker_params; do
         runs $env 0 {macaw,meta_bc,mt_awr}_set{1,2,3,4}
     done
@@ -156,7 +157,7 @@ runs() {        # family, seeds, names
 # Some of them adapted to other groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params ant_dir; do
     for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large,uncut} \
-            {macaw,mt_awr}_independent; do
+            {macaw,mt_awr}_independent {macaw,focal}_beginners; do
         seeds=[0-4]
         [ $env-$name != cheetah_vel-macaw ] || seeds=[0-9]
         for run in results/$env/$name-s$seeds; do
