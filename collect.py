@@ -32,6 +32,7 @@ from helpers.command import BadInput, flag
 from sac import Agents
 
 SAVE_EVERY = 5000       # steps; a killed collection loses no more
+ADVICE = f"the same command goes on from the last whole {SAVE_EVERY} steps"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -201,7 +202,7 @@ def main(config, given):
         if unused := sorted(given.keys() - {"env", "out", "join", "keep"}):
             raise BadInput(f"--join makes no use of --{unused[0].replace('_', '-')}; leave it out")
         return dataset.write(out, *dataset.join(config.join.split(","), config.env, config.keep))
-    with command.lock(f"{out}.lock"), command.stopping("the same command goes on with it"):
+    with command.lock(f"{out}.lock"), command.stopping(ADVICE):
         live(Collection(config), config, out)
 
 

@@ -109,7 +109,7 @@ class Context:
 
     def __init__(self, run, D, start):
         self.config, self.buffers, self.D = run.config, run.buffers, D
-        self.recipe = Recipe()
+        self.recipe, self.learns = Recipe(), not run.config.encoder_steps   # or it had stopped
         self.learner, self.z = run.learner, run.learner.encode(D).detach()
         self.adam = torch.optim.Adam(run.learner.parameters(), self.recipe.lr)
 
@@ -121,8 +121,8 @@ class Context:
         for _ in range(self.recipe.value_updates + self.recipe.policy_updates):
             first, second, B = (take(everything, draw(there, size))
                                 for size in self.config.batch_sizes)
-            noise = torch.randn_like(self.z)
-            descend(self.adam, sum(self.learner.losses(first, second, B, noise).values()))
+            losses = self.learner.losses(first, second, B, torch.randn_like(self.z), self.learns)
+            descend(self.adam, sum(losses.values()))
             self.learner.follow()
         self.z = self.learner.encode(take(everything, draw(there, self.config.test_batch))).detach()
 
@@ -172,8 +172,8 @@ def online(arguments):
     method, learner, starts = METHODS[arguments.method]
     run = load(method, arguments.checkpoint, device=arguments.device)
     config, file = run.config, pathlib.Path(arguments.out) / "summary.json"
-    if config.multi_task:
-        raise BadInput(f"{arguments.checkpoint} is a multi-task net's; give one of MACAW's")
+    if config.multi_task or getattr(config, "monte_carlo", False):
+        raise BadInput("a multi-task net or Monte Carlo critics do not go on online; give another")
     marks = [mark for mark in MARKS if mark <= arguments.steps]
     if len(marks) < 2:
         raise BadInput(f"--steps must be at least {MARKS[1]}")

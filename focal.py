@@ -60,7 +60,7 @@ class ContextConfig(RunConfig):
     """The settings of a method that infers a context; [code]: of the authors' released programs."""
     steps: int = flag(2500, "updates of all nets [us]", 1)
     tasks_per_step: int = flag(16, "tasks in an update [code]", 1, 1000)
-    batch: int = flag(64, "transitions of a task for actor and critics [us; code: 256]", 1, 100_000)
+    batch: int = flag(64, "transitions of a task for actor and critics [us; code: 256]", 2, 100_000)
     context: int = flag(64, "transitions in a context [us]", 1, 100_000)
     late: float = flag(0.0, "skip this share of a life when drawing what actor and critics learn "
                             "from [us]", 0, 0.99)

@@ -98,6 +98,17 @@ def test_batches_are_disjoint_cover_the_life_and_are_of_the_right_task(point):
             assert np.histogram(half, bins=4, range=(0, count))[0].min() > 30
 
 
+def test_a_batch_is_never_filled_up_with_other_tasks(tmp_path):
+    data_file(tmp_path / "x.npz", [20, 20, 20], [False] * 3, task=[1, 2, 2])
+    config = config_of(inner_batch=4, outer_batch=4, test_batch=4, tasks_per_step=1)
+    held = Buffers(tmp_path / "x.npz", config)
+    generator = torch.Generator().manual_seed(0)
+    held.sample([2], [20, 20], generator)
+    for task, sizes in ((2, [41]), (1, [11, 10]), (0, [1])):            # of task 0 there is none
+        with pytest.raises(command.BadInput, match=f"task {task} .*batch of {sizes[0]}"):
+            held.sample([task], sizes, generator)
+
+
 def test_each_batch_comes_from_its_part_of_a_life(point):
     places = copy.copy(point)
     places.mc_return = torch.arange(len(point.action)).float()      # tells where a draw is from

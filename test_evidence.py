@@ -39,7 +39,7 @@ def quick(monkeypatch):
     """No resampling and no data files, for what does not depend on them."""
     monkeypatch.setattr(evidence, "interval", lambda x, tasks=True: [x.mean()] * 3)
     monkeypatch.setattr(evidence, "aggregate", lambda parts, statistic: [0.0] * 3)
-    monkeypatch.setattr(evidence, "births", lambda env, tasks: np.zeros(len(tasks)))
+    monkeypatch.setattr(evidence, "random_returns", lambda env, tasks: np.zeros(len(tasks)))
     monkeypatch.setattr(evidence, "life", lambda env: ([0, 1], [0, 1]))
 
 
@@ -73,12 +73,12 @@ def test_a_score_is_one_at_the_end_of_the_agents_and_zero_at_their_birth(tmp_pat
                                                                              monkeypatch):
     monkeypatch.setattr(dataset, "read", functools.cache(dataset.read))
     for env in evidence.FAMILIES:
-        births = evidence.births(env, envs.FAMILIES[env].test)
+        zero = evidence.random_returns(env, envs.FAMILIES[env].test)
         for seed in range(2):
             keep(tmp_path / env, "macaw", seed, 10.0)
-            keep(tmp_path / env, "focal", seed, births)
-            keep(tmp_path / env, "pearl", seed, (births + 10) / 2)
-            keep(tmp_path / env, "focal_untuned", seed, births)
+            keep(tmp_path / env, "focal", seed, zero)
+            keep(tmp_path / env, "pearl", seed, (zero + 10) / 2)
+            keep(tmp_path / env, "focal_untuned", seed, zero)
     evidence.scores(tmp_path, tmp_path / "x.png")
     table = rows(capsys.readouterr().out)
     assert table["MACAW", "2"][0] == "1.00 [1.00, 1.00]"
@@ -87,15 +87,41 @@ def test_a_score_is_one_at_the_end_of_the_agents_and_zero_at_their_birth(tmp_pat
     assert table["FOCAL; first settings", "2"][2:] == ["0.00"] * 4
 
 
-def test_births_are_returns_of_uniform_actions():
-    """Played anew: a policy of uniform actions earns about the same on cheetah_vel."""
-    family = envs.FAMILIES["cheetah_vel"]
-    for i, birth in zip(family.test, evidence.births("cheetah_vel", family.test)):
-        env = envs.make("cheetah_vel", family.tasks[i])
-        env.action_space.seed(0)
-        env.reset(seed=0)
-        total = sum(env.step(env.action_space.sample())[1] for _ in range(family.horizon))
-        assert abs(birth - total) < 30
+@pytest.mark.parametrize("env", ["cheetah_vel", "walker_params"])
+def test_zero_is_what_uniform_actions_earn(env):
+    """As in the agents' first steps, which were uniform; the ants' first stored episode was not."""
+    x, _ = dataset.read(dataset.default_path(env), env)
+    returns, tasks = evidence.returns_of(x), envs.FAMILIES[env].test
+    births = [returns[x["episode_task"] == i][0] for i in tasks]
+    np.testing.assert_allclose(evidence.random_returns(env, tasks), births, atol=30)
+
+
+def test_uniform_ants_do_not_stand():
+    """A net that stands earns 190, and its first stored episodes about 100."""
+    assert all(-80 < x < 0 for x in evidence.random_returns("ant_dir", [6, 23]))
+
+
+def test_a_run_is_of_the_method_and_seed_of_its_name(tmp_path):
+    folder = tmp_path / "ant_dir"
+    keep(folder, "macaw", 0, 1.0)
+    keep(folder, "macaw", 1, 2.0)
+    for seed in range(2):
+        judge(folder / f"macaw-s{seed}", "aligned", "strangers")
+    (folder / "macaw-s1/strangers/summary.json").write_text(
+        (folder / "macaw-s0/summary.json").read_text())
+    picture = tmp_path / "x.png"
+    refused(evidence, "whose", folder, "--out", picture, words=["s1/strangers", "seed 0"])
+    (folder / "macaw-s1").rename(folder / "meta_bc-s1")
+    refused(evidence, "results", tmp_path, "--out", picture, words=["meta_bc-s1", "macaw"])
+
+
+def test_intervals_of_what_runs_adapted_to_are_over_seeds_where_tasks_are_all(tmp_path, capsys):
+    folder = tmp_path / "cheetah_dir"
+    for seed in range(2):
+        keep(folder, "macaw", seed, (0.0, 1000.0))
+        judge(folder / f"macaw-s{seed}", "aligned", "strangers")
+    evidence.whose(folder, tmp_path / "x.png")
+    assert rows(capsys.readouterr().out)["MACAW", "2"][0] == "500.0 [500.0, 500.0]"
 
 
 def test_all_held_out_sets_are_put_together(tmp_path, capsys, quick):
@@ -307,14 +333,14 @@ def test_a_table_lacks_nothing(tmp_path):
 
 
 def test_a_copy_of_a_run_does_not_count(tmp_path):
-    """Neither NAME-sSEED-2; a second run of a seed, or one of another family, is refused."""
+    """Neither NAME-sSEED-2; one of another seed than its name, or another family, is refused."""
     folder = tmp_path / "ant_dir"
     for seed in (1, 2, 10, "1-2"):
         keep(folder, "macaw", seed, 1.0)
     changed(folder / "macaw-s1-2", seed=1)
     assert [run["seed"] for run in evidence.runs_of(folder, "macaw")] == [1, 2, 10]
     changed(folder / "macaw-s2", seed=1)
-    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["s2 is a second"])
+    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["s2 holds"])
     changed(folder / "macaw-s2", seed=2, env="walker_params")
     refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["walker_params"])
 

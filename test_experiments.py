@@ -212,9 +212,12 @@ def test_several_processes_are_refused():
                          env={**os.environ, "WORLD_SIZE": "2"}), "torchrun")
 
 
-def test_a_multi_task_net_is_refused(tmp_path):
-    run = run_of(**macaw.VARIANTS["mt_awr"])
-    run.folder = tmp_path
-    run.save()
-    refused(command_line("online", "--checkpoint", tmp_path / "checkpoint.pt", "--out",
-                         tmp_path / "x", program="experiments.py"), "multi-task")
+@pytest.mark.parametrize("method, settings", [
+    ("macaw", macaw.VARIANTS["mt_awr"]), ("focal", dict(monte_carlo=True))])
+def test_what_cannot_go_on_online_is_refused(method, settings, tmp_path):
+    """Monte Carlo critics learn from returns, which what was lived online does not have: NaN."""
+    of, *_ = experiments.METHODS[method]
+    config = of.config(**{**dict(env="point_goal"), **of.presets["point_goal"], **settings})
+    Run(of, config, folder=tmp_path).save()
+    refused(command_line("online", "--method", method, "--checkpoint", tmp_path / "checkpoint.pt",
+                         "--out", tmp_path / "x", program="experiments.py"), "Monte Carlo")

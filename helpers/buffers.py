@@ -139,7 +139,8 @@ class Buffers:
         if not learns:
             return
         *adapt, last = config.batch_sizes                   # as in `sample`
-        check_counts(self.paths[0], counts[0], self.train, (len(adapt) + 1) * last)
+        check_counts(self.paths[0], counts[0], self.train,     # SMAC's labels take a context, too
+                     max((len(adapt) + 1) * last, *adapt))
         for group in self.lenders.tolist():
             path, tasks = self.paths[group], [i for i in self.train if i in counts[group]]
             if not tasks:
@@ -192,13 +193,17 @@ class Buffers:
         transition may go to a batch, where n is the number of batches: so batches share no
         transition. A batch comes from the life after its share of it in `begin`, or from all of
         it: this is cut into as many equal stretches as the batch has transitions, one from each.
-        Multi-task learners are told the tasks where these are `known`.
+        Multi-task learners are told the tasks where these are `known`. Raises BadInput where a task
+        has too few transitions.
         """
         piles, batches = len(sizes), []
         turn = torch.randint(piles, (), generator=generator)
         for k, (size, share) in enumerate(zip(sizes, begin or [0.0] * piles)):
             group = self.lender(tasks, generator) if k < piles - 1 else [0] * len(tasks)
             birth, last = (x[group, tasks][:, None] for x in (self.first, self.count // piles))
+            if (last < size).any():             # or the batch would be of the tasks before it
+                raise BadInput(f"task {tasks[int((last < size).nonzero()[0, 0])]} has too few "
+                               f"transitions for a batch of {size}; make it smaller")
             first = (share * last).long().minimum(last - size)
             cut = first + torch.arange(size + 1) * (last - first) // size       # (N, size + 1)
             place = cut[:, :-1] + (torch.rand(len(tasks), size, generator=generator)

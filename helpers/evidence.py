@@ -107,18 +107,25 @@ def families_of(folder, name):
     return [family_at(f) for f in found]
 
 
+def check_name(name, folder, run):
+    """Raises BadInput where the summary in a folder is not of the method and seed in a run's name,
+    VARIANT[_SETTING]-sSEED."""
+    if not re.fullmatch(rf"{run['variant']}(_.+)?-s{run['seed']}", name):
+        raise BadInput(f"{folder} holds a run of {run['variant']}, seed {run['seed']}, which its "
+                       "name does not tell; move it to a folder that does")
+
+
 def runs_of(family, name, needed=("tasks",)):
     """Summaries of a family's runs of this name, sorted by seed; raises BadInput where one is of
-    another family, two are of one seed, or one lacks what is needed."""
-    family, runs = family_at(family), {}
+    another family, method or seed than its folder tells, or lacks what is needed."""
+    family, runs = family_at(family), []
     for folder in folders_of(family, name):
         run = read(folder, "summary.json", needed)
         if run["env"] != family.name:
             raise BadInput(f"{folder} is a run of {run['env']}; move it to a folder of that name")
-        if run["seed"] in runs:
-            raise BadInput(f"{folder} is a second run of seed {run['seed']}; keep one of them")
-        runs[run["seed"]] = run
-    return [runs[seed] for seed in sorted(runs)]
+        check_name(folder.name, folder, run)
+        runs.append(run)
+    return runs
 
 
 def shared(cells):
@@ -194,12 +201,22 @@ def returns_of(x):
     return np.add.reduceat(x["rewards"], np.cumsum(x["episode_length"]) - x["episode_length"])
 
 
-def births(env, tasks):
-    """Return of each of these tasks' agents in the first episode that the data file has of it:
-    uniform actions."""
-    x, _ = dataset.read(dataset.default_path(env), env)
-    returns = returns_of(x)
-    return np.array([returns[x["episode_task"] == i][0] for i in tasks])
+def random_returns(env, tasks, episodes=10):
+    """Mean return of uniform actions on each of these tasks (tasks,), played here: the ants' first
+    stored episode is of a net already, which stands."""
+    returns = np.zeros(len(tasks))
+    for k, i in enumerate(tasks):
+        world = envs.make(env, envs.FAMILIES[env].tasks[i])
+        world.action_space.seed(0)
+        for episode in range(episodes):
+            world.reset(seed=episode)
+            over = False
+            while not over:
+                _, reward, *ends, _ = world.step(world.action_space.sample())
+                returns[k] += reward / episodes
+                over = any(ends)
+        world.close()
+    return returns
 
 
 def iqm(x):
@@ -220,7 +237,7 @@ def aggregate(parts, statistic):
 
 
 def scores(folder, path):
-    """Every family's returns on one scale, 0 the agents' first episode, 1 their end, put together
+    """Every family's returns on one scale, 0 uniform actions, 1 the agents' end, put together
     by the interquartile mean (Agarwal et al., 2021); each dot a task, its mean over seeds."""
     folder = pathlib.Path(folder)
     names = [name for name in NAMES if all(folders_of(folder / env, name) for env in FAMILIES)]
@@ -231,7 +248,7 @@ def scores(folder, path):
     print("| method | seeds | interquartile mean | MACAW's lead | " + " | ".join(FAMILIES)
           + " |\n|---|---|---|---|" + "---|" * len(FAMILIES))
     rivals = {env: runs_of(folder / env, "macaw") for env in FAMILIES}
-    zero = {env: births(env, [task["id"] for task in runs[0]["tasks"]])
+    zero = {env: random_returns(env, [task["id"] for task in runs[0]["tasks"]])
             for env, runs in rivals.items()}
     for y, name in enumerate(names):
         parts, both, lead = {}, {}, ""
@@ -258,7 +275,7 @@ def scores(folder, path):
         axes.plot(mean, y, "|", color="black", ms=24, mew=3)
     axes.set_yticks(range(len(names)), [NAMES[name] for name in names])
     axes.invert_yaxis()
-    axes.set(xlabel="score: 0 the agents' first episode, 1 their end (bar: interquartile mean)")
+    axes.set(xlabel="score: 0 uniform actions, 1 the agents at their end (bar: interquartile mean)")
     axes.grid(axis="x", alpha=0.4)
     figure.legend(loc="outside lower center", ncols=len(FAMILIES))
     save(figure, path)
@@ -323,7 +340,7 @@ def few(folder, path):
           + "---|" * len(columns))
     for k, (name, x) in enumerate(returns.items()):
         print(f"| {METHODS[name]} | {x.shape[1]} | "
-              f"{' | '.join(as_text(*interval(y)) for y in x)} |")
+              f"{' | '.join(as_text(*interval(y, vary(folder.name))) for y in x)} |")
         place = np.array(list(columns)) * 1.03 ** (k - 1.5)
         axes.plot(place, x.mean((1, 2)), "o-", color=COLORS[name], lw=2, label=METHODS[name])
         axes.plot(place, x.mean(1), ".", color=COLORS[name], alpha=0.5)
@@ -352,7 +369,8 @@ def judged(folder, path, groups, title):
     """Return after adaptation of a family's runs by what they adapted to: a run's own summary and
     those in its subfolders; every task a dot, its mean over seeds. Prints the table. A family may
     lack a column: there are no independent ants."""
-    rows, everyone = {}, folders_of(folder, "*")
+    folder = family_at(folder)
+    rows, everyone, tasks = {}, folders_of(folder, "*"), vary(folder.name)
     columns = {group: label for group, label in groups.items()
                if any((f / group / "summary.json").exists() for f in everyone)}
     for name, label in NAMES.items():
@@ -360,6 +378,9 @@ def judged(folder, path, groups, title):
         runs = [run for run in runs if all((f / "summary.json").exists() for f in run)]
         if runs:
             rows[label] = [[read(f, "summary.json") for f in column] for column in zip(*runs)]
+            for place, column in zip(zip(*runs), rows[label]):
+                for f, run in zip(place, column):
+                    check_name(f.name if f in everyone else f.parent.name, f, run)
     if not rows or len(columns) < 2:
         raise BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, groups))}"
                        "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
@@ -370,9 +391,9 @@ def judged(folder, path, groups, title):
     print("|---|---|---|" + "---|" * len(columns))
     for y, (label, runs) in enumerate(rows.items()):
         x = paired(runs)                                                # (columns, seeds, tasks)
-        cells = [interval(column) for column in x]
+        cells = [interval(column, tasks) for column in x]
         print(f"| {label} | {len(x[0])} |", *(f"{as_text(*cell)} |" for cell in cells),
-              f"{signed(x[-1] - x[0])} |")                        # paired
+              f"{signed(x[-1] - x[0], tasks)} |")                 # paired
         for k, ((mean, low, high), column) in enumerate(zip(cells, columns.values())):
             color, height = f"C{k}", y + 0.18 * (k - (len(columns) - 1) / 2)
             axes.plot(x[k].mean(0), np.full(x.shape[2], height), ".", color=color, alpha=0.5)
@@ -384,7 +405,7 @@ def judged(folder, path, groups, title):
         if both[0]:
             lead = np.subtract(*np.split(paired(both), 2))              # (columns, seeds, tasks)
             print(f"| {METHODS['focal']} - {other} | {len(lead[0])} |",
-                  *(f"{signed(column)} |" for column in lead), "|")
+                  *(f"{signed(column, tasks)} |" for column in lead), "|")
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)
@@ -462,7 +483,7 @@ def online(folder, path):
     figure = Figure(figsize=(4.2 * len(families), 4), layout="constrained")
     panels = figure.subplots(1, len(families), squeeze=False)[0]
     for axes, (family, found) in zip(panels, families.items()):
-        steps = found["online"][0]["online_steps"]
+        steps, tasks = found["online"][0]["online_steps"], vary(family.name)
         print(f"| {family.name} | seeds | {' | '.join(map(str, steps))} | "
               f"{steps[-1]} - 0 |\n|{'---|' * (len(steps) + 3)}")
         for k, (label, (name, returns)) in enumerate(CURVES.items()):
@@ -470,9 +491,9 @@ def online(folder, path):
             if not runs:
                 continue
             x = np.array([run[returns] for run in runs])                # (seeds, tasks, marks)
-            cells = [interval(x[..., m]) for m in range(len(steps))]
+            cells = [interval(x[..., m], tasks) for m in range(len(steps))]
             print(f"| {label} | {len(runs)} | {' | '.join(as_text(*cell) for cell in cells)} | "
-                  f"{signed(x[..., -1] - x[..., 0])} |")
+                  f"{signed(x[..., -1] - x[..., 0], tasks)} |")
             axes.plot(steps, x.mean((0, 1)), "o-", color=f"C{k}", label=label)
             seeds = x.mean(1)                                           # (seeds, marks)
             axes.fill_between(steps, seeds.min(0), seeds.max(0), color=f"C{k}", alpha=0.2)

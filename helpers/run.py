@@ -202,9 +202,9 @@ class Run:
         if not math.isfinite(x):
             sizes = ", ".join(f"--{name.replace('_', '-')}" for name in STEP_SIZES
                               if hasattr(self.config, name))
-            cut = ", or with a cut, --max-gradient" if hasattr(self.config, "max_gradient") else ""
+            cut = getattr(self.config, "inner_steps", 0) and ", or with a cut, --max-gradient"
             raise Diverged(f"the {name} is {x}; the last checkpoint is good, but start a new run "
-                           f"with smaller step sizes ({sizes}){cut}")
+                           f"with smaller step sizes ({sizes}){cut or ''}")
 
 
 # ---------------------------------------------------------------------------- rollout, evaluation
