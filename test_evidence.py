@@ -23,9 +23,10 @@ def keep(folder, name, seed, after, **numbers):
     run = folder / f"{name}-s{seed}"
     run.mkdir(parents=True)
     (run / "metrics.csv").write_text("step,before,after\n0,0,0\n9,0,1\n")
+    which = dict(env=folder.name, variant=name.split("_")[0], seed=seed)
+    (run / "config.json").write_text(json.dumps(dict(which, holdout="", test_batch=256)))
     (run / "summary.json").write_text(json.dumps(dict(
-        env=folder.name, variant=name.split("_")[0], seed=seed, tasks=tasks, behavior_mean=1.0,
-        behavior_final=10.0, **numbers)))
+        which, tasks=tasks, behavior_mean=1.0, behavior_final=10.0, **numbers)))
 
 
 def rows(text):
@@ -206,10 +207,10 @@ def test_own_exploration_is_over_seeds(tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------- what is no such evidence
-def changed(run, **values):
+def changed(run, file="summary.json", **values):
     """Writes other values in a run's summary; None takes one out."""
-    summary = {**json.loads((run / "summary.json").read_text()), **values}
-    (run / "summary.json").write_text(json.dumps(
+    summary = {**json.loads((run / file).read_text()), **values}
+    (run / file).write_text(json.dumps(
         {key: value for key, value in summary.items() if value is not None}))
 
 
@@ -263,10 +264,25 @@ def test_numbers_are_of_the_same_tasks(tmp_path):
     changed(tmp_path / "walker_params/other-s0",
             tasks=json.loads((folder / "other-s0/summary.json").read_text())["tasks"])
     runs = [folder / "other-s0", tmp_path / "walker_params/other-s0"]
-    for run in runs:
-        (run / "config.json").write_text((run / "summary.json").read_text())
     for kind in ("tasks", "curve"):
         refused(plot, kind, *runs, "--out", tmp_path / "x.png", words=["different families"])
+    for n, change in enumerate((dict(holdout="3,4"), dict(test_batch=8))):
+        for seed in (0, 1):
+            keep(folder, f"n{n}", seed, 0.0)
+        changed(folder / f"n{n}-s1", "config.json", **change)
+        for kind in ("tasks", "curve"):
+            refused(plot, kind, folder / f"n{n}-s0", folder / f"n{n}-s1", "--out",
+                    tmp_path / "x.png", words=["leave one of them out"])
+
+
+def test_a_figure_says_held_out_where_tasks_are(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: titles.append(
+        figure.axes[0].get_title()))
+    for env in ("ant_dir", "cheetah_dir"):
+        keep(tmp_path / env, "macaw", 0, 1.0)
+        plot.tasks([tmp_path / env / "macaw-s0"], "x.png")
+    assert titles == ["ant_dir: tasks that were never trained on", "cheetah_dir: its tasks"]
 
 
 def test_all_held_out_sets_are_of_the_same_seeds(tmp_path, capsys, quick):

@@ -103,8 +103,8 @@ def check_alike(runs, what):
     for run in runs[1:]:
         if what(run) != what(runs[0]):
             one, other = (f"{label_of(x)} on {x['env']}" for x in (runs[0], run))
-            raise BadInput(f"{one}, and {other}, are of different families or held-out tasks; "
-                           "leave one of them out")
+            raise BadInput(f"{one}, and {other}, are of different families, held-out tasks "
+                           "or sizes of D^tr; leave one of them out")
 
 
 def label_ends(axes, ends, x):
@@ -117,11 +117,16 @@ def label_ends(axes, ends, x):
                       va="center", fontsize=14, annotation_clip=False)
 
 
+def setting(config):
+    """What runs in one figure have in common."""
+    return config["env"], config.get("holdout"), config.get("test_batch")
+
+
 def curve(folders, path):
     """Held-out return before and after adaptation over meta-steps, a line a run, a color and a
     label at its end a variant."""
     configs = [read(folder, "config.json") for folder in folders]
-    check_alike(configs, lambda config: config["env"])
+    check_alike(configs, setting)
     variants = {}                           # of each its seeds and its tables
     for folder, config in zip(folders, configs):
         variants.setdefault(config["variant"], []).append(
@@ -157,12 +162,15 @@ def name_of(task, i):
 def tasks(folders, path):
     """Return on each held-out task before and after adaptation, a dot a run, beside its agent."""
     runs = [read(folder, "summary.json") for folder in folders]
+    configs = [read(folder, "config.json") for folder in folders]
+    check_alike(configs, setting)
+    adapted = f"after adaptation to {configs[0].get('test_batch')} transitions"
     ids, env = [task["id"] for task in runs[0]["tasks"]], runs[0]["env"]
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, marker, color, label in (
             ("behavior_final", "_", "black", "the agent that made the data, at its end"),
-            ("after", "o", COLORS["macaw"], "after adaptation to 256 transitions"),
+            ("after", "o", COLORS["macaw"], adapted),
             ("before", "s", "#999999", "before")):
         y = numbers(runs, name)
         spread = np.linspace(-0.06, 0.06, len(runs)) if len(runs) > 1 else np.zeros(1)
@@ -172,7 +180,10 @@ def tasks(folders, path):
                      edgecolors=None if marker == "_" else "white")
     axes.set_xticks(range(len(ids)), [name_of(envs.FAMILIES[env].tasks[i], i) for i in ids])
     axes.set_ylabel("return of an episode", fontsize=14)
-    axes.set_title(f"{env}: tasks that were never trained on", fontsize=14)
+    family = envs.FAMILIES[env]
+    held_out = configs[0].get("holdout") or len(family.test) < len(family.tasks)
+    axes.set_title(f"{env}: " + ("tasks that were never trained on" if held_out else "its tasks"),
+                   fontsize=14)
     axes.set_xlim(-0.5, len(ids) - 0.5)
     axes.tick_params(labelsize=13)
     axes.grid(axis="y", alpha=0.4)
