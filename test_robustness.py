@@ -312,6 +312,7 @@ CHECKPOINTS = {
     "other_env": within("config", "env", "cheetah_vel"),
     "unknown_variant": within("config", "variant", "magic"),
     "bad_steps": within("config", "steps", 0), "bad_gamma": within("config", "gamma", 7.0),
+    "text_rows": field("rows", ["x"]), "rows_without_step": field("rows", [{}]),
     "later_step": field("step", 99), "earlier_step": field("step", -1),
     "nan_weight": first_tensor("learner", poisoned),
     "wide_weight": first_tensor("learner", lambda x: torch.cat([x, x])),

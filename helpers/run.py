@@ -337,6 +337,8 @@ def load_checkpoint(path, method, given):
     check(all(i in ids for i in state["train"]), "was trained on tasks that are not there; train "
                                                  "anew")
     check(0 <= state["step"] <= config["steps"], "has a step that its run never makes; train anew")
+    check(all(isinstance(row, dict) and "step" in row for row in state["rows"]),
+          "has rows of metrics that are none; train anew")
     tensors = [*state["stats"].values(), *state["learner"].values()]
     finite = all(isinstance(x, torch.Tensor) and x.isfinite().all() for x in tensors)
     check(finite, "has numbers that are not finite; train anew with smaller step sizes")

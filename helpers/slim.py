@@ -59,7 +59,8 @@ def main():
             raise BadInput("the small copy cannot be gone on with, so give it another name")
         state = command.load_tensors(arguments.checkpoint)
         if not isinstance(state, dict) or not all(
-                isinstance(state.get(part), dict) for part in ("config", "learner", "optimizer")):
+                isinstance(state.get(part), dict) for part in ("config", "learner", "optimizer")
+        ) or not all(isinstance(x, torch.Tensor) for x in state["learner"].values()):
             raise BadInput(f"{arguments.checkpoint} is no checkpoint of a run; name one")
         if arguments.latent is not None:
             state = dict(state, config=dict(state["config"], latent=arguments.latent),
