@@ -65,6 +65,12 @@ def test_an_interval_is_over_tasks_where_these_stand_for_others(tmp_path, capsys
     assert rows(capsys.readouterr().out)[env, "MACAW"][2] == evidence.as_text(mean, low, high)
 
 
+def test_one_seed_alone_has_no_interval():
+    x = np.array([[1000.0, 1100.0]])
+    assert np.isnan(evidence.interval(x, tasks=False)[1:]).all()
+    assert np.isfinite(evidence.interval(x)).all()
+
+
 def test_the_interquartile_mean_leaves_out_a_quarter_on_each_side():
     assert evidence.iqm(np.array([[-1000.0, 1.0], [2.0, 1000.0]])) == 1.5
     assert evidence.iqm(np.arange(9.0)) == np.arange(2.0, 7.0).mean()

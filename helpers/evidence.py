@@ -65,7 +65,10 @@ def resampled(x, tasks, random):
 
 
 def interval(x, tasks=True):
-    """Mean of x (seeds, tasks), and its 95% bootstrap interval over seeds and, if so, tasks."""
+    """Mean of x (seeds, tasks), and its 95% bootstrap interval over seeds and, if so, tasks; nan
+    over a single seed, which tells nothing of others."""
+    if len(x) == 1 and not tasks:
+        return x.mean(), np.nan, np.nan
     random = np.random.default_rng(0)
     means = [resampled(x, tasks, random).mean() for _ in range(2000)]
     return x.mean(), *np.quantile(means, (0.025, 0.975))
