@@ -172,7 +172,7 @@ def online(arguments):
     method, learner, starts = METHODS[arguments.method]
     run = load(method, arguments.checkpoint, device=arguments.device)
     config, file = run.config, pathlib.Path(arguments.out) / "summary.json"
-    if config.multi_task or getattr(config, "monte_carlo", False):
+    if config.multi_task or config.monte_carlo:
         raise BadInput("a multi-task net or Monte Carlo critics do not go on online; give another")
     marks = [mark for mark in MARKS if mark <= arguments.steps]
     if len(marks) < 2:

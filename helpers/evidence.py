@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 import envs
 from helpers import dataset
 from helpers.command import BadInput, Parser, one_sentence
-from helpers.plot import COLORS, METHODS, check_picture, numbers, read, save
+from helpers.plot import COLORS, METHODS, check_picture, numbers, read, save, vary
+from helpers.run import environments_of
 
 SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
             "_late": "; earlier schedule, one inner step, D^ts late in life",
@@ -51,12 +52,6 @@ NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
 
 
 # ---------------------------------------------------------------------------------------- intervals
-def vary(env):
-    """Whether a family's test tasks stand for others: not where they are all that there are."""
-    family = envs.FAMILIES[env]
-    return len(family.test) < len(family.tasks)
-
-
 def resampled(x, tasks, random):
     """x (seeds, tasks, ...) with seeds, and `tasks` too, drawn anew with replacement."""
     seeds = random.integers(len(x), size=(len(x), 1))
@@ -110,25 +105,22 @@ def families_of(folder, name):
     return [family_at(f) for f in found]
 
 
-def check_name(name, folder, run):
-    """Raises BadInput where the summary in a folder is not of the method and seed in a run's name,
-    VARIANT[_SETTING]-sSEED."""
-    if not re.fullmatch(rf"{run['variant']}(_.+)?-s{run['seed']}", name):
-        raise BadInput(f"{folder} holds a run of {run['variant']}, seed {run['seed']}, which its "
+def summary_of(folder, column="", needed=("tasks",)):
+    """Summary of the run in FAMILY/VARIANT[_SETTING]-sSEED, or of its evaluation in a subfolder;
+    raises BadInput where it is of another family, method or seed, or lacks what is needed."""
+    place = folder / column
+    run = read(place, "summary.json", needed)
+    if run["env"] != folder.parent.name:
+        raise BadInput(f"{place} is a run of {run['env']}; move it to a folder of that name")
+    if not re.fullmatch(rf"{run['variant']}(_.+)?-s{run['seed']}", folder.name):
+        raise BadInput(f"{place} holds a run of {run['variant']}, seed {run['seed']}, which its "
                        "name does not tell; move it to a folder that does")
+    return run
 
 
 def runs_of(family, name, needed=("tasks",)):
-    """Summaries of a family's runs of this name, sorted by seed; raises BadInput where one is of
-    another family, method or seed than its folder tells, or lacks what is needed."""
-    family, runs = family_at(family), []
-    for folder in folders_of(family, name):
-        run = read(folder, "summary.json", needed)
-        if run["env"] != family.name:
-            raise BadInput(f"{folder} is a run of {run['env']}; move it to a folder of that name")
-        check_name(folder.name, folder, run)
-        runs.append(run)
-    return runs
+    """Summaries of a family's runs of this name, sorted by seed; raises BadInput."""
+    return [summary_of(folder, needed=needed) for folder in folders_of(family_at(family), name)]
 
 
 def shared(cells):
@@ -208,17 +200,16 @@ def random_returns(env, tasks, episodes=10):
     """Mean return of uniform actions on each of these tasks (tasks,), played here: the ants' first
     stored episode is of a net already, which stands."""
     returns = np.zeros(len(tasks))
-    for k, i in enumerate(tasks):
-        world = envs.make(env, envs.FAMILIES[env].tasks[i])
-        world.action_space.seed(0)
-        for episode in range(episodes):
-            world.reset(seed=episode)
-            over = False
-            while not over:
-                _, reward, *ends, _ = world.step(world.action_space.sample())
-                returns[k] += reward / episodes
-                over = any(ends)
-        world.close()
+    with environments_of(env, tasks) as environments:
+        for k, world in enumerate(environments):
+            world.action_space.seed(0)
+            for episode in range(episodes):
+                world.reset(seed=episode)
+                over = False
+                while not over:
+                    _, reward, *ends, _ = world.step(world.action_space.sample())
+                    returns[k] += reward / episodes
+                    over = any(ends)
     return returns
 
 
@@ -377,13 +368,10 @@ def judged(folder, path, groups, title):
     columns = {group: label for group, label in groups.items()
                if any((f / group / "summary.json").exists() for f in everyone)}
     for name, label in NAMES.items():
-        runs = [[f / column for column in columns] for f in folders_of(folder, name)]
-        runs = [run for run in runs if all((f / "summary.json").exists() for f in run)]
+        runs = [f for f in folders_of(folder, name)
+                if all((f / column / "summary.json").exists() for column in columns)]
         if runs:
-            rows[label] = [[read(f, "summary.json") for f in column] for column in zip(*runs)]
-            for place, column in zip(zip(*runs), rows[label]):
-                for f, run in zip(place, column):
-                    check_name(f.name if f in everyone else f.parent.name, f, run)
+            rows[label] = [[summary_of(f, column) for f in runs] for column in columns]
     if not rows or len(columns) < 2:
         raise BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, groups))}"
                        "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")

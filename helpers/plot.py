@@ -98,6 +98,12 @@ def label_of(run):
     return f"{run['variant']}, seed {run['seed']}"
 
 
+def vary(env):
+    """Whether a family's test tasks stand for others: not where they are all that there are."""
+    family = envs.FAMILIES[env]
+    return len(family.test) < len(family.tasks)
+
+
 def check_alike(runs, what):
     """Raises BadInput where what(run), of configs or summaries, is not the same for all of them."""
     for run in runs[1:]:
@@ -180,8 +186,7 @@ def tasks(folders, path):
                      edgecolors=None if marker == "_" else "white")
     axes.set_xticks(range(len(ids)), [name_of(envs.FAMILIES[env].tasks[i], i) for i in ids])
     axes.set_ylabel("return of an episode", fontsize=14)
-    family = envs.FAMILIES[env]
-    held_out = configs[0].get("holdout") or len(family.test) < len(family.tasks)
+    held_out = configs[0].get("holdout") or vary(env)
     axes.set_title(f"{env}: " + ("tasks that were never trained on" if held_out else "its tasks"),
                    fontsize=14)
     axes.set_xlim(-0.5, len(ids) - 0.5)

@@ -65,6 +65,7 @@ class RunConfig:
     final_draws: int = flag(20, "batches of each held-out task to adapt to at the end, with an "
                                 "episode after each", 1, 1000)
     multi_task = False      # a flag only of a method whose learner may be told the task's id
+    monte_carlo = False     # likewise of one whose critics may learn from returns
 
 
 # What may differ from the settings in a checkpoint: always, when it is only evaluated, and when its
@@ -202,9 +203,10 @@ class Run:
         if not math.isfinite(x):
             sizes = ", ".join(f"--{name.replace('_', '-')}" for name in STEP_SIZES
                               if hasattr(self.config, name))
-            cut = getattr(self.config, "inner_steps", 0) and ", or with a cut, --max-gradient"
+            adapts = getattr(self.config, "inner_steps", 0)
+            cut = ", or with a cut, --max-gradient" if adapts else ""
             raise Diverged(f"the {name} is {x}; the last checkpoint is good, but start a new run "
-                           f"with smaller step sizes ({sizes}){cut or ''}")
+                           f"with smaller step sizes ({sizes}){cut}")
 
 
 # ---------------------------------------------------------------------------- rollout, evaluation
