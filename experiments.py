@@ -132,24 +132,25 @@ METHODS = {"macaw": (macaw.MACAW, Macaw, STARTS), "focal": (focal.FOCAL, Context
 
 def fine_tune(run, learner, D, marks):
     """Returns (marks, N): mean of EVAL_EPISODES deterministic episodes of each task after so many
-    environment steps. An episode that ends early counts as a whole one."""
+    environment steps, in whole episodes. One that ends early counts as a whole one."""
     config, buffers, horizon = run.config, run.buffers, envs.FAMILIES[run.config.env].horizon
-    sizes = len(D.obs), marks[-1] // horizon, horizon, buffers.obs_dim, buffers.act_dim
-    lived, recipe, curve = Lived(*sizes).to(config.device), learner.recipe, []
+    rounds = [-(-mark // horizon) for mark in marks]                        # rounded up
+    lived = Lived(len(D.obs), rounds[-1], horizon, buffers.obs_dim, buffers.act_dim)
+    lived, recipe, curve = lived.to(config.device), learner.recipe, {}
     each = [i for i in buffers.test for _ in range(EVAL_EPISODES)]
     with (environments_of(config.env, buffers.test) as environments,
           environments_of(config.env, each) as many):
-        for episode in tqdm(range(marks[-1] // horizon + 1), unit="round", disable=None):
-            if episode * horizon in marks:
-                curve.append(evaluate(learner.policy, many, buffers))
-                run.check_finite(curve[-1].mean(), f"return after {episode * horizon} steps")
-            if episode * horizon < marks[-1]:
+        for episode in tqdm(range(rounds[-1] + 1), unit="round", disable=None):
+            if episode in rounds:
+                curve[episode] = evaluate(learner.policy, many, buffers)
+                run.check_finite(curve[episode].mean(), f"return after {episode} episodes")
+            if episode < rounds[-1]:
                 noise = recipe.noise * torch.randn(len(D.obs), horizon, buffers.act_dim)
                 seeds = [10_000 * (1 + config.seed) + episode] * len(D.obs)
                 lived.play(learner.policy, environments, seeds, buffers, noise=noise.to(D.obs))
                 if episode >= recipe.burn_in:
                     learner.update(lived)
-    return np.array(curve)
+    return np.array([curve[episode] for episode in rounds])
 
 
 def descend(optimizer, loss):
@@ -167,8 +168,7 @@ def evaluate(pi, environments, buffers):
 
 
 def online(arguments):
-    """Fine-tune from each start, and write the returns to `summary.json` after each: what is there
-    already is not computed again."""
+    """Fine-tune from each start. `summary.json` has the returns; what it has is not done again."""
     method, learner, starts = METHODS[arguments.method]
     run = load(method, arguments.checkpoint, device=arguments.device)
     config, file = run.config, pathlib.Path(arguments.out) / "summary.json"

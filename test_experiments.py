@@ -163,6 +163,18 @@ def test_fine_tuning_learns_and_is_not_done_twice(trained, tmp_path):
     refused(command_line(*line, program="experiments.py"), "cannot be read")
 
 
+def test_episodes_that_do_not_divide_the_marks_are_lived_whole(monkeypatch):
+    """Of 40 steps each: after 50 and 60 steps two are over, after 100 three."""
+    run, lived = run_of(), []
+    D, = run.buffers.sample(run.buffers.test, [16], torch.Generator().manual_seed(0))
+    learner = experiments.Macaw(run, D, "adapted")
+    monkeypatch.setattr(learner, "recipe", experiments.Recipe(burn_in=0))
+    monkeypatch.setattr(learner, "update", lambda so_far: lived.append(so_far.episodes))
+    curve = experiments.fine_tune(run, learner, D, (0, 50, 60, 100))
+    assert lived == [1, 2, 3] and curve.shape == (4, 4)
+    assert np.array_equal(curve[1], curve[2])
+
+
 def test_thirds_divide_lives(tmp_path):
     result = command_line("thirds", "--env", "point_goal", "--out", f"{tmp_path}/",
                           program="experiments.py")
