@@ -1,4 +1,4 @@
-"""Behaviour data as in the paper (Section 5): one SAC agent per task, its lifetime replay kept.
+"""Behaviour data: one SAC agent per task, its lifetime replay kept (Section 5).
 
     python collect.py --env cheetah_vel                       # writes data/cheetah_vel.npz
     python collect.py --env walker_params --tasks 0,6 --steps 20000 --out two_walkers.npz
@@ -8,7 +8,7 @@ The agents never meet, but they live in lock-step: every weight has a leading ta
 batched matrix product serves all of them (agents: N, batch: B). First weights, resets, exploration
 noise and choice of batches are the same for all, so that two agents part only as far as their tasks
 make them. So gaits are alike from task to task, and what is learned from some tasks' data helps in
-others. With --independent agents share nothing, as in the paper.
+others. With --independent agents share nothing, as we understand the paper.
 
 The ants are one agent with N lives instead (--shared). It is told the task by a one-hot, which
 the data do not hold. An ant on its own learns to stand long before it learns to run.
@@ -49,7 +49,7 @@ class Config:
     batch: int = flag(128, "transitions of each task an update", 1, 100_000)
     updates: float = flag(1.0, "updates an environment step", 1e-3, 1000)
     shared: bool = flag(False, "one agent for all tasks, which is told the task as a one-hot")
-    independent: bool = flag(False, "agents share no random number, as in the paper")
+    independent: bool = flag(False, "agents share no random number")
     random_steps: int = flag(1000, "steps of uniform actions before learning begins", 1)
     lr: float = flag(1e-3, "Adam step size of policy, critics and temperature", 0, 1)
     gamma: float = flag(0.99, "the collecting agents' discount", 0, 1)

@@ -4,8 +4,8 @@
 
 After adaptation to 256 offline transitions, a policy goes on learning in its test task's own
 environment. MACAW starts from the adapted nets (Algorithm 2) and, to compare, from the same nets
-not adapted, from random weights, and from the adapted nets by the authors' recipe; each has the
-same 256 transitions. Our recipe:
+not adapted, from random weights, and from the adapted nets with the authors' step sizes,
+temperature and numbers of updates; each has the same 256 transitions. Our recipe:
 
  1. AWR as in macaw.py, with temperature 0.3, by Adam on the layers' weights w themselves (larger
     steps on cheetah_vel). No meta-learned step size, no advantage head: those are for adapting.

@@ -25,7 +25,7 @@ Where we leave the papers:
  2. The actor is a Gaussian without an entropy bonus, its deviation fixed, as MACAW's policy.
  3. Small nets, large steps (Adam, 3e-3 or 1e-3 falling to 0), quick targets: minutes on a laptop.
  4. Each task gives two contexts to the distance loss. They are its positive pair. Distances are
-    means over dimensions; attraction and repulsion are averaged apart.
+    means over dimensions; attraction and repulsion are averaged apart. Codes are not bounded.
  5. The encoder sees next observations only where the dynamics differ (walker_params).
  6. PEARL's actor is deterministic, and testing acts by the posterior's mean, not by a sample.
  7. Contexts have 64 transitions in training and 256 in testing.

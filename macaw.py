@@ -29,14 +29,15 @@ Where we leave the paper (reasons, and smaller things, in docs/deviations.md):
  7. Negative actions reach the advantage head; the code clips them at 0, an oversight.
  8. Observations are standardised, returns divided by their standard deviation, both over the
     training tasks [us].
- 9. Meta-losses are means over tasks, outer step sizes fall linearly to 0, and weights decay: z, M
-    and m, that is, not the layer's weights M z + m. Decay shrinks the learned metric [us].
+ 9. A meta-step takes five tasks, not all [code]. Meta-losses are means over them, outer step sizes
+    fall linearly to 0, and weights decay: z, M and m, that is, not the layer's weights M z + m.
+    Decay shrinks the learned metric [us].
 10. cheetah_vel and walker_params adapt by three steps, not one, with smooth policies and sigma in
-    units of each task's actions; cheetah_vel has 16 tasks in a meta-step, not five, and cuts long
-    inner gradients. For these two and ant_dir D^ts come from later life (PRESETS) [us].
+    units of each task's actions; cheetah_vel has 16 tasks in a meta-step, and cuts long inner
+    gradients. For these two and ant_dir D^ts come from later life (PRESETS) [us].
 11. Layers of 64, not 100; c = 32, not 100; D^tr of 128 in training, of 256 in testing [us].
-12. D^tr may come from other agents of the task than D^ts (--adapt-data; cheetah_vel's default), so
-    that adaptation reads the task, not the gait [us].
+12. D^tr may come from other agents of the task than D^ts (--adapt-data; the default of cheetah_vel
+    and ant_dir), so that adaptation reads the task, not the gait [us].
 """
 import contextlib
 import dataclasses
@@ -82,8 +83,8 @@ class Config(RunConfig):
     late: float = flag(0.0, "skip this share of a life when drawing D^ts [paper: none]", 0, 0.99)
     max_gradient: float = flag(0.0, "a longer gradient of an inner step is cut to this, 0: no "
                                     "cut [us]", 0, 1e9)
-    inner_steps: int = flag(1, "gradient steps of an adaptation in training [code]", 0, 100)
-    test_steps: int = flag(1, "gradient steps of an adaptation in testing [code]", 1, 1000)
+    inner_steps: int = flag(1, "gradient steps of an adaptation in training [paper]", 0, 100)
+    test_steps: int = flag(1, "n of Algorithm 2, the same in testing [code]", 1, 1000)
 
     @property
     def batch_sizes(self):
@@ -133,7 +134,7 @@ class Linear(nn.Module):
 
 
 class Policy(nn.Module):
-    """The mean action pi(s) and, from a second head, the advantage A(s, a) (Figure 2)."""
+    """The mean action pi(s) and, from a second head, the advantage A_theta(s, a) (Figure 2)."""
 
     def __init__(self, obs_dim, act_dim, width, head_width, smooth):
         super().__init__()
@@ -196,7 +197,8 @@ class Memory(NamedTuple):
 
 
 class WeightTransform(nn.Module):
-    """A layer's weights as w = M z + m (Appendix B), and what a gradient step makes of them.
+    """A layer's weights as w = M z + m (Section 4.3, Appendix B), and what a gradient step makes of
+    them. M is the paper's W^wt, the offset m the authors' code's.
 
     The authors' inner step moves all three by their step sizes a_z, a_M, a_m. With d = dL/dw,
 
@@ -214,7 +216,7 @@ class WeightTransform(nn.Module):
         self.z = nn.Parameter(torch.randn(1, latent) * outputs ** -0.5)             # (1, c)
         self.M = nn.Parameter(torch.empty(n, latent).uniform_(-bound, bound))       # (n, c)
         self.m = nn.Parameter(torch.empty(1, n).uniform_(-1, 1) * inputs ** -0.5)   # (1, n)
-        self.raw_lr = nn.Parameter(torch.full((3,), inverse_softplus(inner_lr)))
+        self.raw_lr = nn.Parameter(torch.full((3,), inverse_softplus(inner_lr)))    # alpha_1, eta_1
 
     def initial(self):
         """The weights w_0 (1, n) before adaptation, and a fresh memory."""
@@ -289,7 +291,8 @@ class InnerLoop(nn.Module):
 # Losses are sums over tasks of each task's mean: a task's weights get just their own gradient.
 
 def returns(V, batch, bootstrap):
-    """R_D(s, a) (N, B): the Monte Carlo return, bootstrapped with V where time alone ended it.
+    """R_D(s, a) of Eq. 2 (N, B): the Monte Carlo return, bootstrapped with V where time alone ended
+    it.
 
     V(s) sees no clock. Without the tail, late steps look too good where rewards are negative, and
     too bad where they are positive, just because little time is left.
@@ -332,7 +335,7 @@ def policy_loss(pi, batch, advantage, config, coef=None):
                 - (sigma * math.sqrt(2 * math.pi)).log()).sum(-1)                   # (N, B)
     loss = -log_prob * advantage_weights(advantage, config)
     if coef is not None:
-        loss = loss + coef * (predicted - advantage).square()       # the advantage as it is
+        loss = loss + coef * (predicted - advantage).square()       # L^ADV: A_theta to A as it is
     return loss.mean(-1).sum()
 
 
@@ -361,7 +364,7 @@ class Macaw(nn.Module):
             for _ in range(steps):                                          # Algorithm 2, line 4
                 step_value(value_loss(advantages(V, D, bootstrap_target)))          # line 5
                 with torch.no_grad():
-                    advantage = advantages(V, D, config.bootstrap)          # by the adapted V
+                    advantage = advantages(V, D, config.bootstrap)          # by phi'_i
                 step_policy(policy_loss(pi, D, advantage, config, coef))            # line 6
             return pi, V
 
@@ -392,7 +395,7 @@ def meta_train(run, until):
     """Algorithm 1, up to meta-step `until`."""
     config, macaw = run.config, run.learner
     for _ in run.steps(until):                                                      # line 4
-        tasks = run.choose(config.tasks_per_step)                                   # line 5
+        tasks = run.choose(config.tasks_per_step)                           # line 5, some of them
         D_tr, D_ts = run.sample(tasks, config.batch_sizes, begin=(0.0, config.late))    # line 6
         pi, V = macaw.adapt(D_tr, config.inner_steps, train=True)                   # lines 7, 8
         loss_V, loss_pi = macaw.meta_losses(pi, V, D_ts)

@@ -28,8 +28,9 @@ Where we leave the paper:
  2. The paper adds the critic's gradient to the actor online; we keep to advantage weights.
  3. Small nets, large steps, quick targets, as in focal.py.
  4. Labels use the mean of the posterior, not a sample.
- 5. When testing, the first exploration episode takes a code from the prior and the second one from
-    the posterior after the first.
+ 5. Online, all exploration takes codes from the prior; the released program has more episodes by
+    the posterior. When testing, the second of two episodes takes it from the posterior after the
+    first.
 """
 import dataclasses
 from types import SimpleNamespace
