@@ -24,7 +24,7 @@ from helpers.run import load, summary
 
 @pytest.mark.parametrize("path", sorted((HERE / "data").glob("*.npz")), ids=lambda p: p.stem)
 def test_shipped_episodes_replay_from_their_seed_and_actions(path):
-    family = re.sub("_(others.*|beginners|strangers)", "", path.stem)
+    family = re.sub("_(others.*|strangers)", "", path.stem)
     x, meta = dataset.read(path, family)
     assert path.stat().st_size <= 25e6
     tasks = envs.FAMILIES[family].tasks
@@ -287,10 +287,12 @@ def test_lenders_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_without_flags_all_agents_that_we_ship_lend_and_with_data_its_own(tmp_path, monkeypatch):
+    for env, groups in (("cheetah_vel", ["", "_others", "_others2"]), ("ant_dir", ["", "_others"])):
+        files = dataset.shipped_lenders(env).split(",")
+        assert [file.rpartition("/")[2] for file in files] == [     # no strangers
+            f"{env}{group}.npz" for group in groups]
+    assert dataset.shipped_lenders("walker_params") == ""
     files = dataset.shipped_lenders("cheetah_vel").split(",")
-    assert [file.rpartition("/")[2] for file in files] == [
-        f"cheetah_vel{name}.npz" for name in ("", "_others", "_others2")]      # no strangers
-    assert dataset.shipped_lenders("ant_dir") == ""
     used = []
     monkeypatch.setattr(helpers.run, "Run", lambda method, config: used.append(config) or 1 / 0)
     for given, lenders in ((dict(), ",".join(files)), (dict(data="mine.npz"), ""),

@@ -62,14 +62,12 @@ run() {         # family, name of the run, seed
         *_late) flags="$one_step --late 0.8" ;;
         *_whole) flags="$earlier --late 0" ;;
         *_lives) flags="--data data/$env.npz --late 0 --steps 1000 $plain" ;;
-        macaw_aligned) flags="--data data/$env.npz --steps 1000" ;;
         *_aligned) flags="--data data/$env.npz" ;;
         smac_untuned) flags="--steps 3500" ;;
         *_untuned)
             flags="--late 0 --lr 0.001 --temperature 0.5 --encoder-steps 0 --sigma 0.2 --no-smooth"
             flags="$flags --no-monte-carlo" ;;
         *_short) flags="--steps 600" ;;
-        *_beginners) flags="--adapt-data data/$env.npz,data/${env}_beginners.npz" ;;
         *_two) flags="--adapt-data data/$env.npz,data/${env}_others.npz" ;;
         *_before) flags= ;;                 # those of the default before, see below
         *_uncut) flags="--max-gradient 0" ;;
@@ -102,6 +100,7 @@ run() {         # family, name of the run, seed
             flags="--tasks-per-step 5 --sigma 0.2 --no-smooth --max-gradient 0 $flags" ;;
     esac
     case $env-$name in
+        cheetah_vel-macaw_aligned) flags="$flags --steps 1000" ;;
         walker_params-macaw_set3) flags="$flags --max-gradient 1000" ;;     # or it ends at step 22
         # Ordinary layers' inner steps there
         walker_params-no_wt) flags="--inner-lr 0.003 --inner-steps 1 --test-steps 1" ;;
@@ -148,7 +147,7 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2" {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
     runs walker_params "0 1 2 3 4" smac
     runs ant_dir "0 1 2" {macaw,meta_bc}_whole
-    runs ant_dir "0 1 2 3 4" {macaw,focal}_beginners
+    runs ant_dir "0 1 2 3 4" {macaw,focal}_aligned
     for env in cheetah_vel ant_dir walker_params; do
         runs $env 0 {macaw,meta_bc,mt_awr}_set{1,2,3,4}
     done
@@ -157,7 +156,7 @@ runs() {        # family, seeds, names
 # Some of them adapted to other groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params ant_dir; do
     for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large,uncut} \
-            {macaw,mt_awr}_independent {macaw,focal}_beginners; do
+            {macaw,mt_awr}_independent; do
         seeds=[0-4]
         [ $env-$name != cheetah_vel-macaw ] || seeds=[0-9]
         for run in results/$env/$name-s$seeds; do
@@ -169,6 +168,7 @@ for env in cheetah_vel walker_params ant_dir; do
                 done ;;
             esac
             for group in aligned others strangers; do
+                [ $env-$group != ant_dir-others ] || continue           # they lived no test tasks
                 [ -e $run/$group/summary.json ] && continue
                 file=data/${env}_$group.npz
                 [ $group = aligned ] && file=data/$env.npz
