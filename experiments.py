@@ -135,8 +135,8 @@ def fine_tune(run, learner, D, marks):
     environment steps, in whole episodes. One that ends early counts as a whole one."""
     config, buffers, horizon = run.config, run.buffers, envs.FAMILIES[run.config.env].horizon
     rounds = [-(-mark // horizon) for mark in marks]                        # rounded up
-    lived = Lived(len(D.obs), rounds[-1], horizon, buffers.obs_dim, buffers.act_dim)
-    lived, recipe, curve = lived.to(config.device), learner.recipe, {}
+    sizes = len(D.obs), rounds[-1], horizon, buffers.obs_dim, buffers.act_dim
+    lived, recipe, curve = Lived(*sizes).to(config.device), learner.recipe, {}
     each = [i for i in buffers.test for _ in range(EVAL_EPISODES)]
     with (environments_of(config.env, buffers.test) as environments,
           environments_of(config.env, each) as many):
