@@ -144,6 +144,23 @@ def test_all_held_out_sets_are_put_together(tmp_path, capsys, quick):
     assert cells[5] == "+2.0 [2.0, 2.0]" and cells[1].startswith("+17.0 ")
 
 
+def test_leads_while_training_are_of_the_same_step_and_seed(tmp_path, capsys, quick):
+    """MACAW lacks FOCAL's step 250, FOCAL MACAW's seed 0: by place they would meet wrongly."""
+    folder = tmp_path / "cheetah_vel"
+    for name, seeds, steps in (("macaw", (0, 1), (0, 100, 500)),
+                               ("focal", (1,), (0, 100, 250, 500))):
+        for seed in seeds:
+            keep(folder, name, seed, 0.0)
+            returns = [100 * (name == "macaw") + 10 * seed + step for step in steps]
+            (folder / f"{name}-s{seed}/metrics.csv").write_text("step,before,after\n" + "".join(
+                f"{step},0,{after}\n" for step, after in zip(steps, returns)))
+    evidence.early(tmp_path, tmp_path / "x.png")
+    out = capsys.readouterr().out
+    assert out.startswith("| family | MACAW's lead over | seeds | 100 steps | 250 steps | 500 st")
+    lead = "+100.0 [100.0, 100.0]"
+    assert rows(out)["cheetah_vel", "FOCAL"] == ["1", lead, "", lead, ""]
+
+
 def test_fewer_tasks_stand_in_their_columns(tmp_path, capsys, quick):
     folder = tmp_path / "cheetah_vel"
     for name in ("macaw", "mt_awr", "focal", "pearl"):

@@ -1,6 +1,7 @@
 """What the docs quote: tables and figures over many runs, with 95% bootstrap intervals.
 
     python -m helpers.evidence results results --out results.png        # every method and setting
+    python -m helpers.evidence early results --out early.png            # leads while training
     python -m helpers.evidence scores results --out scores.png          # families put together
     python -m helpers.evidence rotation results --out rotation.png      # other held-out tasks
     python -m helpers.evidence few results/cheetah_vel --out few.png    # few training tasks
@@ -186,6 +187,43 @@ def results(folder, path):
     figure.supylabel("return on held-out tasks, adapted (dotted: agents at their end)",
                      fontsize="medium")
     legend(figure, panels[:len(families)], ncols=6)
+    save(figure, path)
+
+
+def early(folder, path):
+    """MACAW's lead after so many training steps, paired by seed (paper, Figure 3). metrics.csv has
+    means over the tasks, so intervals are over seeds alone."""
+    families = families_of(folder, "macaw")
+    figure = Figure(figsize=(3.5 * len(families), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(families), squeeze=False).ravel()
+    shown = 100, 250, 500, 1000                     # steps of the table
+    print("| family | MACAW's lead over | seeds |" + "".join(f" {k} steps |" for k in shown)
+          + "\n|---|---|---|" + "---|" * len(shown))
+    for axes, family in zip(panels, families):
+        for name in ("meta_bc", "mt_awr", "pearl", "focal"):
+            pair = shared([runs_of(family, "macaw"), runs_of(family, name)])
+            if not pair[0]:
+                continue
+            tables = [[read(family / f"{runs[0]['variant']}-s{run['seed']}", "metrics.csv")
+                       for run in runs] for runs in pair]
+            steps = sorted(set.intersection(*(set(t["step"]) for side in tables for t in side)))
+            mine, theirs = [np.array([table["after"][np.isin(table["step"], steps)]
+                                      for table in side]) for side in tables]   # (seeds, steps)
+            lead = {k: interval(x[:, None], tasks=False)
+                    for k, x in zip(steps, (mine - theirs).T)}
+            print(f"| {family.name} | {METHODS[name]} | {len(mine)} | " + " | ".join(
+                as_text(*lead[k], sign="+") if k in lead else "" for k in shown) + " |")
+            mean, low, high = np.array(list(lead.values())).T
+            axes.plot(steps, mean, color=COLORS[name], lw=2, label=METHODS[name])
+            axes.fill_between(steps, low, high, color=COLORS[name], alpha=0.2)
+        axes.axhline(0, color=COLORS["macaw"], lw=1)
+        axes.set(title=family.name, xlabel="training steps")
+        axes.set_xscale("symlog", linthresh=10)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.minorticks_off()
+    panels[0].set_ylabel("MACAW's lead in return")
+    legend(figure, panels, ncols=4)
     save(figure, path)
 
 
@@ -524,7 +562,8 @@ def band(axes, tables, color, label):
 
 
 # ------------------------------------------------------------------------------------- command line
-KINDS = {f.__name__: f for f in (results, scores, rotation, few, whose, context, own, online)}
+KINDS = {f.__name__: f
+         for f in (results, early, scores, rotation, few, whose, context, own, online)}
 
 
 def main():

@@ -131,22 +131,21 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2 3 4" smac frozen no_data {macaw,focal}_aligned \
         {macaw,meta_bc,mt_awr,no_advantage,no_wt,maml_awr}_independent
     for env in cheetah_vel walker_params ant_dir cheetah_dir; do
-        runs $env "0 1 2" focal_untuned
+        runs $env "0 1 2 3 4" focal_untuned
     done
-    runs cheetah_vel "3 4" focal_untuned
     runs cheetah_vel "0 1 2 3 4" smac_untuned
     runs cheetah_vel "0 1" {macaw,no_wt}_short
     runs cheetah_vel 0 no_wt_wide_short
-    runs cheetah_vel "0 1 2" macaw_two {pearl,smac}_aligned
+    runs cheetah_vel "0 1 2 3 4" macaw_two {pearl,smac}_aligned
     runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" macaw_{before,uncut}
     runs cheetah_vel "0 1 2 3 4" macaw_large
-    runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
-    runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
-    runs cheetah_vel "0 1 2" {macaw,no_advantage}_{first,middle,last}
+    runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
+    runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
+    runs cheetah_vel "0 1 2 3 4" {macaw,no_advantage}_{first,middle,last}
     runs cheetah_vel "0 1 2 3" {macaw,no_advantage,no_wt}_random     # MACAW's seed 4 diverges
-    runs cheetah_vel "0 1 2" {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
+    runs cheetah_vel "0 1 2 3 4" {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
     runs walker_params "0 1 2 3 4" smac
-    runs ant_dir "0 1 2" {macaw,meta_bc}_whole
+    runs ant_dir "0 1 2 3 4" {macaw,meta_bc}_whole
     runs ant_dir "0 1 2 3 4" {macaw,focal}_aligned
     for env in cheetah_vel ant_dir walker_params; do
         runs $env 0 {macaw,meta_bc,mt_awr}_set{1,2,3,4}
@@ -209,6 +208,7 @@ for run in results/*/*-s?; do rm -f "$run"/checkpoint.pt "$run"/curve.png; done
 "$python" -m helpers.evidence whose results/cheetah_vel --out results/whose_data.png
 "$python" -m helpers.evidence context results/cheetah_vel --out results/context.png
 "$python" -m helpers.evidence online results --out results/online.png
+"$python" -m helpers.evidence early results --out results/early.png
 "$python" -m helpers.evidence scores results --out results/scores.png
 "$python" -m helpers.evidence rotation results --out results/rotation.png
 "$python" -m helpers.evidence few results/cheetah_vel --out results/few.png
