@@ -33,8 +33,8 @@ Where we leave the paper (reasons, and smaller things, in docs/deviations.md):
     fall linearly to 0, and weights decay: z, M and m, that is, not the layer's weights M z + m.
     Decay shrinks the learned metric [us].
 10. cheetah_vel and walker_params adapt by three steps, not one, with smooth policies and sigma in
-    units of each task's actions; cheetah_vel has 16 tasks in a meta-step, and cuts long inner
-    gradients. For these two and ant_dir D^ts come from later life (PRESETS) [us].
+    units of each task's actions, and cut long inner gradients; cheetah_vel has 16 tasks in a
+    meta-step. For these two and ant_dir D^ts come from later life (PRESETS) [us].
 11. Layers of 64, not 100; c = 32, not 100; D^tr of 128 in training, of 256 in testing [us].
 12. D^tr may come from other agents of the task than D^ts (--adapt-data; the default of cheetah_vel
     and ant_dir), so that adaptation reads the task, not the gait [us].
@@ -98,7 +98,7 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differentl
     "cheetah_vel": dict(SMOOTH, late=0.5, tasks_per_step=16, max_gradient=300.0),
     "cheetah_dir": dict(tasks_per_step=2, weight_decay=0.0),
     "ant_dir": dict(late=0.5),
-    "walker_params": dict(SMOOTH, late=0.8, weight_decay=0.1),
+    "walker_params": dict(SMOOTH, late=0.8, weight_decay=0.1, max_gradient=1000.0),
     "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, policy_lr=1e-3,
                        value_lr=1e-3, weight_decay=0.0),
 }

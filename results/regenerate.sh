@@ -101,7 +101,6 @@ run() {         # family, name of the run, seed
     esac
     case $env-$name in
         cheetah_vel-macaw_aligned) flags="$flags --steps 1000" ;;
-        walker_params-macaw_set3) flags="$flags --max-gradient 1000" ;;     # or it ends at step 22
         # Ordinary layers' inner steps there
         walker_params-no_wt) flags="--inner-lr 0.003 --inner-steps 1 --test-steps 1" ;;
         ant_dir-no_wt | cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
