@@ -103,7 +103,9 @@ run() {         # family, name of the run, seed
         cheetah_vel-macaw_aligned) flags="$flags --steps 1000" ;;
         # Ordinary layers' inner steps there
         walker_params-no_wt) flags="--inner-lr 0.003 --inner-steps 1 --test-steps 1" ;;
-        ant_dir-no_wt | cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
+        cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
+        ant_dir-no_wt) flags="--inner-lr 0.01 --data data/ant_dir.npz" ;;       # no lenders: they
+        ant_dir-pearl_regularised) flags="--data data/ant_dir.npz" ;;           # do these no good
         walker_params-mt_awr* | ant_dir-mt_awr*)        # and a fine-tuning that harms them least
             flags="$flags --inner-lr 0.0001 --test-steps 5 --weight-decay 1" ;;
     esac
@@ -139,12 +141,12 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" macaw_{before,uncut}
     runs cheetah_vel "0 1 2 3 4" macaw_large
     runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
-    runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
+    runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
     runs cheetah_vel "0 1 2 3 4" {macaw,no_advantage}_{first,middle,last}
     runs cheetah_vel "0 1 2 3" {macaw,no_advantage,no_wt}_random     # MACAW's seed 4 diverges
     runs cheetah_vel "0 1 2 3 4" {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
     runs walker_params "0 1 2 3 4" smac
-    runs ant_dir "0 1 2 3 4" {macaw,meta_bc}_whole
+    runs ant_dir "0 1 2" {macaw,meta_bc}_whole
     runs ant_dir "0 1 2 3 4" {macaw,focal}_aligned
     for env in cheetah_vel ant_dir walker_params; do
         runs $env 0 {macaw,meta_bc,mt_awr}_set{1,2,3,4}
