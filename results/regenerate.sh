@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes every number of docs/results.md, which_method.md, whose_data.md and reproduction.md anew, in
-# results/ (what is there already is kept), with one thread a run, two at a time: about fourteen
+# results/ (what is there already is kept), with one thread a run, two at a time: about fifteen
 # hours, three of them for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
 # (A line must not end in a blank: xargs would join the next one to it.)
 # Usage: results/regenerate.sh [python]
