@@ -179,11 +179,7 @@ def results(folder, path):
                 axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
                 tables = [read(f, "metrics.csv") for f in folders_of(family, name)]
                 band(axes, tables, COLORS[name], label)
-        axes.set(title=family.name, xlabel="training steps")
-        axes.set_xscale("symlog", linthresh=10)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        axes.minorticks_off()
+        over_training(axes, family.name)
     figure.supylabel("return on held-out tasks, adapted (dotted: agents at their end)",
                      fontsize="medium")
     legend(figure, panels[:len(families)], ncols=6)
@@ -204,11 +200,9 @@ def early(folder, path):
             pair = shared([runs_of(family, "macaw"), runs_of(family, name)])
             if not pair[0]:
                 continue
-            tables = [[read(family / f"{runs[0]['variant']}-s{run['seed']}", "metrics.csv")
-                       for run in runs] for runs in pair]
-            steps = sorted(set.intersection(*(set(t["step"]) for side in tables for t in side)))
-            mine, theirs = [np.array([table["after"][np.isin(table["step"], steps)]
-                                      for table in side]) for side in tables]   # (seeds, steps)
+            folders = [family / f"{run['variant']}-s{run['seed']}" for runs in pair for run in runs]
+            steps, after = while_training([read(f, "metrics.csv") for f in folders])
+            mine, theirs = np.split(after, 2)                               # (seeds, steps)
             lead = {k: interval(x[:, None], tasks=False)
                     for k, x in zip(steps, (mine - theirs).T)}
             print(f"| {family.name} | {METHODS[name]} | {len(mine)} | " + " | ".join(
@@ -217,11 +211,7 @@ def early(folder, path):
             axes.plot(steps, mean, color=COLORS[name], lw=2, label=METHODS[name])
             axes.fill_between(steps, low, high, color=COLORS[name], alpha=0.2)
         axes.axhline(0, color=COLORS["macaw"], lw=1)
-        axes.set(title=family.name, xlabel="training steps")
-        axes.set_xscale("symlog", linthresh=10)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        axes.minorticks_off()
+        over_training(axes, family.name)
     panels[0].set_ylabel("MACAW's lead in return")
     legend(figure, panels, ncols=4)
     save(figure, path)
@@ -553,10 +543,24 @@ def legend(figure, panels, ncols):
     figure.legend(named.values(), named, loc="outside lower center", ncols=ncols)
 
 
+def over_training(axes, title):
+    """An axis of training steps, on which the first ten show as well as the last thousand."""
+    axes.set(title=title, xlabel="training steps")
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.minorticks_off()
+
+
+def while_training(tables):
+    """The steps at which all of these runs were evaluated, and `after` at them (runs, steps)."""
+    steps = sorted(set.intersection(*(set(table["step"]) for table in tables)))
+    return steps, np.array([table["after"][np.isin(table["step"], steps)] for table in tables])
+
+
 def band(axes, tables, color, label):
-    """Mean and range of `after` over runs, at the steps at which all of them were evaluated."""
-    x = sorted(set.intersection(*(set(table["step"]) for table in tables)))
-    y = np.array([table["after"][np.isin(table["step"], x)] for table in tables])
+    """Mean and range of `after` over runs."""
+    x, y = while_training(tables)
     axes.plot(x, y.mean(0), color=color, lw=2, label=label)
     axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.2)
 

@@ -104,8 +104,9 @@ run() {         # family, name of the run, seed
         # Ordinary layers' inner steps there
         walker_params-no_wt) flags="--inner-lr 0.003 --inner-steps 1 --test-steps 1" ;;
         cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
-        ant_dir-no_wt) flags="--inner-lr 0.01 --data data/ant_dir.npz" ;;       # no lenders: they
-        ant_dir-pearl_regularised) flags="--data data/ant_dir.npz" ;;           # do these no good
+        # Lenders do these no good
+        ant_dir-no_wt) flags="--inner-lr 0.01 --data data/ant_dir.npz" ;;
+        ant_dir-pearl_regularised) flags="--data data/ant_dir.npz" ;;
         walker_params-mt_awr* | ant_dir-mt_awr*)        # and a fine-tuning that harms them least
             flags="$flags --inner-lr 0.0001 --test-steps 5 --weight-decay 1" ;;
     esac
@@ -125,15 +126,12 @@ runs() {        # family, seeds, names
     for env in cheetah_vel walker_params ant_dir cheetah_dir; do
         seeds="0 1 2 3 4 5 6 7 8 9"
         runs $env "$seeds" macaw meta_bc mt_awr
-        runs $env "0 1 2 3 4" focal pearl pearl_regularised no_wt
+        runs $env "0 1 2 3 4" focal focal_untuned pearl pearl_regularised no_wt
     done
     runs cheetah_vel "$seeds" no_advantage maml_awr
     runs cheetah_vel "5 6 7 8 9" no_wt
     runs cheetah_vel "0 1 2 3 4" smac frozen no_data {macaw,focal}_aligned \
         {macaw,meta_bc,mt_awr,no_advantage,no_wt,maml_awr}_independent
-    for env in cheetah_vel walker_params ant_dir cheetah_dir; do
-        runs $env "0 1 2 3 4" focal_untuned
-    done
     runs cheetah_vel "0 1 2 3 4" smac_untuned
     runs cheetah_vel "0 1" {macaw,no_wt}_short
     runs cheetah_vel 0 no_wt_wide_short
