@@ -1,16 +1,16 @@
 """Tables and figures that the docs quote: each test is named after the claim it would refute."""
 import functools
-import io
 import json
 import pathlib
 import resource
-import sys
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import conftest
 import envs
+from conftest import command_line
 from helpers import dataset, evidence, plot
 from helpers.command import BadInput
 
@@ -239,16 +239,7 @@ def changed(run, file="summary.json", **values):
 
 def refused(program, *arguments, words=()):
     """One sentence with these words and exit code 2, and no picture."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(sys, "argv", [program.__name__, *map(str, arguments)])
-        patch.setattr(sys, "stderr", io.StringIO())
-        try:
-            program.main()
-        finally:
-            said = sys.stderr.getvalue()
-    assert end.value.code == 2 and said.count("\n") == 1 and ". " not in said, said
-    for word in words:
-        assert word in said, said
+    conftest.refused(command_line(*arguments, program=program.__file__), *words)
     assert not pathlib.Path(arguments[-1]).exists()
 
 

@@ -1,6 +1,5 @@
 """Online fine-tuning, and the files of the other experiments."""
 import json
-import os
 
 import numpy as np
 import pytest
@@ -219,9 +218,9 @@ def test_bad_input_is_one_sentence(line, word):
     refused(command_line(*line, program="experiments.py"), word)
 
 
-def test_several_processes_are_refused():
-    refused(command_line("thirds", "--out", "nowhere", program="experiments.py",
-                         env={**os.environ, "WORLD_SIZE": "2"}), "torchrun")
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(command_line("thirds", "--out", "nowhere", program="experiments.py"), "torchrun")
 
 
 @pytest.mark.parametrize("method, settings", [

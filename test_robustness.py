@@ -1,9 +1,8 @@
 """What is wrong is said in one sentence, before the work, and nothing is lost.
 
-A table of bad inputs, most of them given to the program's own entry point in this process, some to
-real processes; kills at chosen moments; a fuzz of files. The counts stand in docs/reliability.md.
+A table of bad inputs, most of them given to the programs in this process, some to real ones; kills
+at chosen moments; a fuzz of files. The counts stand in docs/reliability.md.
 """
-import contextlib
 import copy
 import io
 import multiprocessing
@@ -17,43 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-import bench
 import collect
-import experiments
-import focal
+import conftest
 import macaw
-import smac
-from conftest import HERE, POINT, run_of
-from helpers import command, dataset, evidence, plot, run
+from conftest import HERE, POINT, command_line, run_of
+from helpers import command, dataset, evidence, run
 from helpers.command import BadInput
-
-PROGRAMS = {
-    "macaw": lambda: run.main(macaw.MACAW, macaw.__doc__),
-    "collect": lambda: command.command_line(collect.main, collect.Config,
-                                            dict(env=collect.PRESETS), collect.__doc__),
-    "bench": lambda: command.command_line(bench.main, bench.Config, {}, bench.__doc__),
-    "focal": lambda: run.main(focal.FOCAL, focal.__doc__),
-    "smac": lambda: run.main(smac.SMAC, smac.__doc__),
-    "experiments": experiments.main,
-    "plot": plot.main,
-    "evidence": evidence.main,
-}
-
-
-def called(program, *arguments):
-    """Exit code and stderr of a program's own entry point."""
-    errors, argv, handler = io.StringIO(), sys.argv, signal.getsignal(signal.SIGTERM)
-    sys.argv = [f"{program}.py", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            PROGRAMS[program]()
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    finally:
-        sys.argv = argv
-        signal.signal(signal.SIGTERM, handler)
-    return code, errors.getvalue()
 
 
 def snapshot(folder):
@@ -64,17 +32,10 @@ def snapshot(folder):
 
 def refused(folder, program, *arguments, words=()):
     """One sentence, exit code 2, and nothing on disk changed."""
-    before, here = snapshot(folder), os.getcwd()
-    os.chdir(folder)
-    try:
-        code, errors = called(program, *arguments)
-    finally:
-        os.chdir(here)
-    assert code == 2, (arguments, code, errors)
-    assert errors.count("\n") == 1 and "Traceback" not in errors, errors
-    assert len(errors) < 400, errors
-    for word in words:
-        assert word in errors, errors
+    before = snapshot(folder)
+    result = command_line(*arguments, program=f"{program}.py", cwd=folder)
+    conftest.refused(result, *words)
+    assert len(result.stderr) < 400, result.stderr
     assert snapshot(folder) == before
 
 
@@ -115,11 +76,13 @@ FLAGS = [
     ("collect", "--lr 2"), ("collect", "--gamma -1"), ("collect", "--updates 0"),
     ("bench", "--seconds nan"), ("bench", "--seconds 0"), ("bench", "--json missing/x.json"),
     ("bench", "--figure missing/x.png"), ("bench", "--device abacus"),
-    ("plot", "curve missing --out x.png"), ("plot", "curve taken --out x.png"),
-    *(("evidence", f"{kind} taken --out x.png") for kind in evidence.KINDS),
-    ("evidence", "results missing --out x.png"), ("evidence", "scores taken --out x"),
-    ("plot", "poster taken --out x.png"), ("plot", "curve taken"), ("plot", "curve taken --out x"),
-    ("plot", "curve taken --out missing/x.png"), ("plot", "curve --out x.png"),
+    *(("helpers/plot", line) for line in (
+        "curve missing --out x.png", "curve taken --out x.png", "poster taken --out x.png",
+        "curve taken", "curve taken --out x", "curve taken --out missing/x.png",
+        "curve --out x.png")),
+    *(("helpers/evidence", line) for line in (
+        *(f"{kind} taken --out x.png" for kind in evidence.KINDS),
+        "results missing --out x.png", "scores taken --out x")),
 ]
 
 
@@ -361,8 +324,8 @@ def test_a_checkpoint_is_evaluated_and_resumed_only_as_what_it_is(checkpoint, tm
                  "--policy-lr 0.1", "--holdout 3"):
         refused(tmp_path, "macaw", "--resume", "--out", tmp_path, *flag.split(),
                 words=[flag.split()[0]])
-    assert called("macaw", "--evaluate", tmp_path / "checkpoint.pt", "--final-draws", 1,
-                  "--test-batch", 16)[0] == 0
+    assert command_line("--evaluate", tmp_path / "checkpoint.pt", "--final-draws", 1,
+                        "--test-batch", 16).returncode == 0
 
 
 def test_a_checkpoint_of_another_program_is_sent_there(tmp_path, checkpoint):
@@ -374,9 +337,10 @@ def test_returns_that_are_not_finite_are_no_result(tmp_path, checkpoint):
     """Weights that are finite and give actions that are not."""
     learner = {name: x * 1e30 for name, x in checkpoint["learner"].items()}
     torch.save({**checkpoint, "learner": learner}, tmp_path / "checkpoint.pt")
-    code, errors = called("macaw", "--evaluate", tmp_path / "checkpoint.pt", "--final-draws", 1,
+    result = command_line("--evaluate", tmp_path / "checkpoint.pt", "--final-draws", 1,
                           "--test-batch", 16, "--out", tmp_path / "here")
-    assert code == 1 and "return" in errors and not list((tmp_path / "here").glob("summary*"))
+    assert result.returncode == 1 and "return" in result.stderr
+    assert not list((tmp_path / "here").glob("summary*"))
 
 
 # ------------------------------------------------------------------------------------- run folders
@@ -400,7 +364,7 @@ def test_broken_run_folders_are_not_drawn(tmp_path):
         folder.mkdir()
         for name, text in zip(names, texts):
             (folder / name).write_text(text)
-        refused(tmp_path, "plot", "curve", folder, "--out", "x.png", words=[str(folder)])
+        refused(tmp_path, "helpers/plot", "curve", folder, "--out", "x.png", words=[str(folder)])
 
 
 def test_two_processes_do_not_share_a_folder(checkpoint, tmp_path):
@@ -414,8 +378,8 @@ def test_two_processes_do_not_share_a_folder(checkpoint, tmp_path):
 def test_outputs_that_begin_alike_do_not_meet(tmp_path):
     """Once `x.unfinished` was deleted as its own checkpoint, and run.1 and run.2 shared one."""
     for name in ("x.unfinished", "run.1", "run.2"):
-        assert called("collect", "--env", "point_goal", "--tasks", "0,2", "--steps", 300,
-                      "--keep", 300, "--out", tmp_path / name)[0] == 0
+        assert command_line("--env", "point_goal", "--tasks", "0,2", "--steps", 300, "--keep", 300,
+                            "--out", tmp_path / name, program="collect.py").returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.1", "run.2", "x.unfinished"]
     dataset.read(tmp_path / "x.unfinished", "point_goal")
 
@@ -456,11 +420,12 @@ def test_what_stops_a_run_is_one_sentence_and_loses_nothing(error, code, words, 
             raise error
         return choose(self, count)
     monkeypatch.setattr(run.Run, "choose", fail)
-    found, errors = called("macaw", *line)
-    assert found == code and errors.count("\n") == 1 and words in errors, errors
+    result = command_line(*line)
+    assert result.returncode == code and words in result.stderr, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
     monkeypatch.setattr(run.Run, "choose", choose)
     assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] == 5
-    assert called("macaw", "--resume", "--out", tmp_path / "run")[0] == 0
+    assert command_line("--resume", "--out", tmp_path / "run").returncode == 0
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(checkpoint, tmp_path, monkeypatch):
@@ -470,8 +435,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(checkpoint, tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
-    code, errors = called("macaw", "--resume", "--out", tmp_path)
-    assert code == 2 and "No space left" in errors
+    conftest.refused(command_line("--resume", "--out", tmp_path), "No space left")
     assert (tmp_path / "checkpoint.pt").read_bytes() == old
     assert not list(tmp_path.glob("*.part"))
 
@@ -479,9 +443,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(checkpoint, tmp_path, monkeypatch
 def test_a_return_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "evaluate", lambda some, draws: [np.array([np.nan])] * 2
                         if some.step == 10 else [np.array([1.0])] * 2)
-    code, errors = called("macaw", "--env", "point_goal", "--steps", 20, "--eval-every", 5, "--out",
+    result = command_line("--env", "point_goal", "--steps", 20, "--eval-every", 5, "--out",
                           tmp_path / "run")
-    assert code == 1 and "nan" in errors and "--policy-lr" in errors
+    assert result.returncode == 1 and "nan" in result.stderr and "--policy-lr" in result.stderr
     assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] == 5
 
 
@@ -491,10 +455,8 @@ def test_a_return_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     ("bench.py --seconds 0", "--seconds"), ("-m helpers.plot curve /dev --out x.png", "/dev"),
     ("macaw.py --env point_goal --width 4096 --latent 4096", "memory")])
 def test_real_processes_refuse_too(line, words):
-    result = subprocess.run([sys.executable, *line.split()], text=True, capture_output=True,
-                            cwd=HERE)
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count("\n") == 1 and words in result.stderr
+    conftest.refused(subprocess.run([sys.executable, *line.split()], text=True, capture_output=True,
+                                    cwd=HERE), words)
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path):
@@ -528,8 +490,7 @@ def die_at(moment, arguments):
             left[0] -= 1
     os.replace = counted
     torch.set_num_threads(1)
-    code, errors = called("macaw", *arguments)
-    sys.exit(code)
+    sys.exit(command_line(*arguments).returncode)
 
 
 def test_a_run_killed_at_any_write_goes_on_to_the_same_end(tmp_path, monkeypatch):
@@ -538,7 +499,7 @@ def test_a_run_killed_at_any_write_goes_on_to_the_same_end(tmp_path, monkeypatch
             "--final-draws", "1", "--width", "8", "--latent", "4"]
     monkeypatch.setenv("PYTHONPATH", str(HERE))             # for the server that forks
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_robustness"])
+    context.set_forkserver_preload(["test_robustness", "torch._dynamo"])     # slow to import
     torch.set_num_threads(1)                                # as there
 
     def start(moment, *arguments):
@@ -547,12 +508,12 @@ def test_a_run_killed_at_any_write_goes_on_to_the_same_end(tmp_path, monkeypatch
         process.join()
         return process.exitcode
     whole, moment = tmp_path / "whole", 0
-    assert called("macaw", *line, "--out", whole)[0] == 0
+    assert command_line(*line, "--out", whole).returncode == 0
     expected = torch.load(whole / "checkpoint.pt", weights_only=True)
     while start(moment, *line, "--out", tmp_path / str(moment)) == -signal.SIGKILL:
         folder = tmp_path / str(moment)
         again = ["--resume"] if (folder / "checkpoint.pt").exists() else line
-        assert called("macaw", *again, "--out", folder)[0] == 0
+        assert command_line(*again, "--out", folder).returncode == 0
         state = torch.load(folder / "checkpoint.pt", weights_only=True)
         for name, p in expected["learner"].items():
             assert torch.equal(state["learner"][name], p), (moment, name)

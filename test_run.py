@@ -151,7 +151,8 @@ def files_of(folder):
     return metrics, {k: v for k, v in summary.items() if "second" not in k}, state
 
 
-def test_a_run_killed_at_any_moment_resumes_exactly(tmp_path):
+def test_a_run_killed_at_any_moment_resumes_exactly(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))     # as here
     settings = ["--env", "point_goal", "--steps", 60, "--eval-every", 10, "--final-draws", 1,
                 "--seed", 3]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

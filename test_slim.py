@@ -1,6 +1,5 @@
 """Small copies of checkpoints, as in notebooks/checkpoints."""
-import subprocess
-import sys
+import functools
 
 import pytest
 import torch
@@ -8,8 +7,10 @@ import torch
 import focal
 import macaw
 import smac
-from conftest import HERE, refused
+from conftest import command_line, refused
 from helpers.run import Run, load
+
+slim = functools.partial(command_line, program="helpers/slim.py")
 
 
 @pytest.mark.parametrize("method, module", [(focal.FOCAL, focal), (smac.SMAC, smac)])
@@ -18,8 +19,7 @@ def test_a_small_copy_acts_alike(method, module, tmp_path):
     run = Run(method, config, folder=tmp_path)
     run.save()
     small = tmp_path / "small.pt"
-    line = [sys.executable, "-m", "helpers.slim", tmp_path / "checkpoint.pt", small]
-    result = subprocess.run(line, cwd=HERE, text=True, capture_output=True)
+    result = slim(tmp_path / "checkpoint.pt", small)
     assert result.returncode == 0, result.stderr
     assert small.stat().st_size < 0.6 * (tmp_path / "checkpoint.pt").stat().st_size
     copy = load(method, small)
@@ -46,9 +46,7 @@ def test_of_transforms_a_few_directions_are_kept(tmp_path):
     assert (expected[0] - expected[1]).abs().max() > 0.05                   # adaptation does a lot
     for latent in (8, 3, 1):
         small = tmp_path / f"{latent}.pt"
-        result = subprocess.run(
-            [sys.executable, "-m", "helpers.slim", tmp_path / "checkpoint.pt", small, "--latent",
-             str(latent)], cwd=HERE, text=True, capture_output=True)
+        result = slim(tmp_path / "checkpoint.pt", small, "--latent", latent)
         assert result.returncode == 0, result.stderr
         copy = load(macaw.MACAW, small)
         assert copy.config.latent == latent
@@ -58,26 +56,22 @@ def test_of_transforms_a_few_directions_are_kept(tmp_path):
 
 def test_what_has_no_transforms_keeps_no_directions(tmp_path):
     Run(focal.FOCAL, focal.Config(env="point_goal"), folder=tmp_path).save()
-    line = [sys.executable, "-m", "helpers.slim", tmp_path / "checkpoint.pt", tmp_path / "x.pt"]
-    refused(subprocess.run([*line, "--latent", "4"], cwd=HERE, text=True, capture_output=True),
-            "--latent")
+    refused(slim(tmp_path / "checkpoint.pt", tmp_path / "x.pt", "--latent", 4), "--latent")
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     torch.save(dict(config={}, learner=dict(w="x"), optimizer={}), tmp_path / "text.pt")
     for file in ("README.md", tmp_path / "text.pt"):
-        line = [sys.executable, "-m", "helpers.slim", file, tmp_path / "x.pt"]
-        refused(subprocess.run(line, cwd=HERE, text=True, capture_output=True), "no checkpoint")
+        refused(slim(file, tmp_path / "x.pt"), "no checkpoint")
 
 
 def test_a_checkpoint_is_not_written_over_and_its_weights_fit(tmp_path):
     run = Run(focal.FOCAL, focal.Config(env="point_goal"), folder=tmp_path)
     run.save()
     file = tmp_path / "checkpoint.pt"
-    before, line = file.read_bytes(), [sys.executable, "-m", "helpers.slim", file]
-    refused(subprocess.run([*line, file], cwd=HERE, text=True, capture_output=True), "another name")
+    before = file.read_bytes()
+    refused(slim(file, file), "another name")
     assert file.read_bytes() == before
     run.learner.actor[0].weight.data[0, 0] = 1e6            # beyond half precision
     run.save()
-    result = subprocess.run([*line, tmp_path / "x.pt"], cwd=HERE, text=True, capture_output=True)
-    refused(result, "half precision")
+    refused(slim(file, tmp_path / "x.pt"), "half precision")

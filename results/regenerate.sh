@@ -139,12 +139,12 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" macaw_{before,uncut}
     runs cheetah_vel "0 1 2 3 4" macaw_large
     runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
-    runs cheetah_vel "0 1 2" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
+    runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
     runs cheetah_vel "0 1 2 3 4" {macaw,no_advantage}_{first,middle,last}
     runs cheetah_vel "0 1 2 3" {macaw,no_advantage,no_wt}_random     # MACAW's seed 4 diverges
     runs cheetah_vel "0 1 2 3 4" {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
     runs walker_params "0 1 2 3 4" smac
-    runs ant_dir "0 1 2" {macaw,meta_bc}_whole
+    runs ant_dir "0 1 2 3 4" {macaw,meta_bc}_whole
     runs ant_dir "0 1 2 3 4" {macaw,focal}_aligned
     for env in cheetah_vel ant_dir walker_params; do
         runs $env 0 {macaw,meta_bc,mt_awr}_set{1,2,3,4}
