@@ -2,16 +2,16 @@
 
     python collect.py --env cheetah_vel                       # writes data/cheetah_vel.npz
     python collect.py --env walker_params --tasks 0,6 --steps 20000 --out two_walkers.npz
-    python collect.py --env walker_params --join a.npz,b.npz  # of each task the better agent
+    python collect.py --env walker_params --join a.npz,b.npz --out c.npz  # each task's best agent
 
 The agents never meet, but they live in lock-step: every weight has a leading task axis, so one
 batched matrix product serves all of them (agents: N, batch: B). First weights, resets, exploration
-noise and choice of batches are the same for all, so that two agents part only as far as their tasks
-make them. So gaits are alike from task to task, and what is learned from some tasks' data helps in
-others. With --independent agents share nothing, as we understand the paper.
+noise and choice of batches are the same for all, so that two agents differ only as far as their
+tasks make them. So gaits are alike from task to task, and what is learned from some tasks' data
+helps in others. With --independent, agents share nothing, as we understand the paper.
 
-The ants are one agent with N lives instead (--shared). It is told the task by a one-hot, which
-the data do not hold. An ant on its own learns to stand long before it learns to run.
+The ants are one agent with N lives instead (--shared). It is told the task by a one-hot vector,
+which is not in the data. An ant on its own learns to stand long before it learns to run.
 
 A killed collection goes on when the same command is given again.
 """

@@ -1,7 +1,7 @@
 """The four task families of the paper (Section 5) on Gymnasium's MuJoCo v5 classes, and a toy one.
 
 A family is a list of tasks; a task is a plain dict of JSON values, the keyword arguments of its
-environment. Every episode ends by truncation at the family's horizon, most never otherwise:
+environment. Episodes are truncated at the family's horizon; only ants and walkers can fail sooner:
 
     envs.make("cheetah_vel", envs.FAMILIES["cheetah_vel"].tasks[7])
     gymnasium.make("macaw/cheetah_vel-v0", velocity=0.6)                        # the same

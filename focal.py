@@ -24,21 +24,22 @@ Where we leave the papers:
     divergence with a critic of its own (BRAC), which did not learn within minutes of training.
  2. The actor is a Gaussian without an entropy bonus, its deviation fixed, as MACAW's policy.
  3. Small nets, large steps (Adam, 3e-3 or 1e-3 falling to 0), quick targets: minutes on a laptop.
- 4. Each task gives two contexts to the distance loss. They are its positive pair. Distances are
-    means over dimensions; attraction and repulsion are averaged apart. Codes are not bounded.
+ 4. Each task gives two contexts to the distance loss. They are the loss's positive pair.
+    Distances are means over dimensions; attraction and repulsion are averaged apart. Codes are not
+    bounded.
  5. The encoder sees next observations only where the dynamics differ (walker_params).
  6. PEARL's actor is deterministic, and testing acts by the posterior's mean, not by a sample.
- 7. Contexts have 64 transitions in training and 256 in testing.
+ 7. Contexts have 64 transitions in training (cheetah_dir 128) and 256 in testing.
  8. FOCAL's encoder learns in the first 600 updates, then stays. Its loss needs no critic, and
     actor and critics fit codes that stay better than codes that move: slow gaits above all.
- 9. FOCAL's actor and critics learn from the later half of lives, as MACAW's D^ts do
+ 9. FOCAL's actor and critics learn from the later half of lives
     (PEARL and the toy family: from whole lives).
 10. On cheetahs and ants FOCAL's actor is smooth (SiLU), and has in each task the deviation of that
-    task's own actions. Else slow gaits, whose actions are small, count for little, their copies
-    are too weak to go on, and robots come to rest.
+    task's own actions. Otherwise slow gaits, whose actions are small, count for little, their
+    copies are too weak to go on, and robots come to rest.
 11. On walkers FOCAL's critics learn Monte Carlo returns, as MACAW's V does. Bellman backups give
-    them wrong values at the start of an episode, the longer the way to its end, and walkers fall
-    in their first steps.
+    wrong values far from an episode's end, and so at its start: walkers fall in their first
+    steps.
 """
 import copy
 import dataclasses

@@ -29,12 +29,12 @@ Where we leave the paper (reasons, and smaller things, in docs/deviations.md):
  7. Negative actions reach the advantage head; the code clips them at 0, an oversight.
  8. Observations are standardised, returns divided by their standard deviation, both over the
     training tasks [us].
- 9. A meta-step takes five tasks, not all [code]. Meta-losses are means over them, outer step sizes
-    fall linearly to 0, and weights decay: z, M and m, that is, not the layer's weights M z + m.
-    Decay shrinks the learned metric [us].
+ 9. A meta-step takes five tasks (but see 10), not all [code]. Meta-losses are means, outer step
+    sizes fall linearly to 0, and weights decay: z, M and m, that is, not the layer's weights
+    M z + m. Decay shrinks the learned metric [us].
 10. cheetah_vel and walker_params adapt by three steps, not one, with smooth policies and sigma in
     units of each task's actions, and cut long inner gradients; cheetah_vel has 16 tasks in a
-    meta-step. For these two and ant_dir D^ts come from later life (PRESETS) [us].
+    meta-step. For these two and ant_dir D^ts comes from later life (PRESETS) [us].
 11. Layers of 64, not 100; c = 32, not 100; D^tr of 128 in training, of 256 in testing [us].
 12. D^tr may come from other agents of the task than D^ts (--adapt-data; the default of cheetah_vel
     and ant_dir), so that adaptation reads the task, not the gait [us].
@@ -92,7 +92,7 @@ class Config(RunConfig):
         return self.inner_batch, self.outer_batch
 
 
-# Gaits run better by a smooth policy, with errors that count alike in a slow gait and in a fast one
+# Gaits run better with a smooth policy, and errors that count alike in slow gaits and in fast ones
 SMOOTH = dict(inner_steps=3, test_steps=3, sigma=0.0, smooth=True)
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
     "cheetah_vel": dict(SMOOTH, late=0.5, tasks_per_step=16, max_gradient=300.0),
@@ -177,11 +177,12 @@ def inverse_softplus(x):
 
 
 def shortened(gradients, longest):
-    """Gradients (N, n) of a net's layers, cut where a task's is longer in all than `longest`.
+    """Gradients (N, n) of a net's layers, scaled to norm `longest`, over all layers, where a task's
+    is longer.
 
-    Each step of an adaptation begins where the last one ended. Where a stranger's transitions make
-    one too long, the next gradient is longer still, and the policy is lost. The cut counts as a
-    constant in the meta-gradient.
+    Each step begins where the last one ended. Where a stranger's transitions make one too long, the
+    next gradient is longer still, and the policy is ruined. The meta-gradient takes the factor of
+    the cut as a constant.
     """
     if not longest:
         return gradients
@@ -294,7 +295,7 @@ def returns(V, batch, bootstrap):
     """R_D(s, a) of Eq. 2 (N, B): the Monte Carlo return, bootstrapped with V where time alone ended
     it.
 
-    V(s) sees no clock. Without the tail, late steps look too good where rewards are negative, and
+    V(s) sees no clock. Without that tail, late steps look too good where rewards are negative, and
     too bad where they are positive, just because little time is left.
     """
     if not bootstrap:

@@ -29,7 +29,7 @@ def mlp(nets, agents, inputs, outputs, config):
 
 
 class Shared(nn.Module):
-    """One net for N tasks in the place of N nets; it is told the task by a one-hot."""
+    """One net for N tasks in the place of N nets; it is told the task by a one-hot vector."""
 
     def __init__(self, net, nets, tasks):
         super().__init__()

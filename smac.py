@@ -2,7 +2,7 @@
 
 As in PEARL a context gives a Gaussian code z of the task, and one actor and one critic are told z.
 SMAC's encoder learns by predicting rewards. Its question: a policy that adapts to the behaviour
-agents' data may fail on the data that it collects itself, for it has never seen a context like
+agents' data may fail on the data that it collects itself: it has never seen a context like
 that. SMAC repairs this without a single reward: the policy explores, its rewards are thrown away,
 and the learned reward decoder labels what it did.
 
@@ -28,8 +28,8 @@ Where we leave the paper:
  2. The paper adds the critic's gradient to the actor online; we keep to advantage weights.
  3. Small nets, large steps, quick targets, as in focal.py.
  4. Labels use the mean of the posterior, not a sample.
- 5. Online, all exploration takes codes from the prior; the released program has more episodes by
-    the posterior. When testing, the second of two episodes takes it from the posterior after the
+ 5. Online, all exploration takes codes from the prior; the released program adds episodes with the
+    posterior's. In testing, the second of two episodes takes its code from the posterior given the
     first.
 """
 import dataclasses

@@ -53,7 +53,7 @@ def test_a_reader_can_add_a_family(tmp_path):
     shutil.copytree(HERE / "helpers", tmp_path / "helpers")
     (tmp_path / "data").mkdir()
     page = (HERE / "docs/your_own.md").read_text()
-    example, = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert example.count("\n") <= 30
     with open(tmp_path / "envs.py", "a") as file:
         file.write("\n\n" + example)
