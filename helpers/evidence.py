@@ -26,15 +26,13 @@ from helpers.command import BadInput, Parser, one_sentence
 from helpers.plot import COLORS, METHODS, check_picture, numbers, read, save, vary
 from helpers.run import environments_of
 
-SETTINGS = {"": "", "_one": "; earlier schedule, one inner step",
-            "_late": "; earlier schedule, one inner step, D^ts late in life",
-            "_whole": "; earlier schedule, D^ts from whole lives",
+SETTINGS = {"": "",
             "_lives": "; both batches from aligned agents, D^ts from whole lives",
             "_short": "; 600 meta-steps",
             "_untuned": "; first settings",
             "_two": "; D^tr from two groups of agents",
-            "_before": "; settings before",
-            "_large": "; settings before, 16 tasks a meta-step",
+            "_before": "; previous settings",
+            "_large": "; previous settings, 16 tasks a meta-step",
             "_uncut": "; gradients not cut",
             "_aligned": "; both batches from aligned agents",
             "_independent": "; both batches from independent agents",

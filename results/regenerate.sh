@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes every number of docs/results.md, which_method.md, whose_data.md and reproduction.md anew, in
-# results/ (what is there already is kept), with one thread a run, two at a time: about fifteen
-# hours, three of them for the runs of the earlier schedule (`*_one`, `*_late`, `*_whole`).
+# results/ (what is there already is kept), with one thread a run, two at a time: about twelve
+# hours.
 # (A line must not end in a blank: xargs would join the next one to it.)
 # Usage: results/regenerate.sh [python]
 set -euo pipefail
@@ -53,15 +53,9 @@ run() {         # family, name of the run, seed
     local env=$1 name=$2 seed=$3 out=results/$1/$2-s$3 flags variant=${2%_*}
     local plain=                            # ordinary layers' settings of those runs
     case $variant in no_wt | maml_awr) plain="--inner-lr 0.001 --weight-decay 1" ;; esac
-    local earlier="--data data/$env.npz --width 100 --inner-batch 256 --policy-lr 0.001"
-    earlier="$earlier --value-lr 0.001 --steps 4000"
-    local one_step="$earlier --inner-steps 1 --test-steps 1 $plain"
     [ -e $out/summary.json ] && return
     case $name in
-        *_one) flags="$one_step --late 0" ;;
-        *_late) flags="$one_step --late 0.8" ;;
-        *_whole) flags="$earlier --late 0" ;;
-        *_lives) flags="--data data/$env.npz --late 0 --steps 1000 $plain" ;;
+        *_lives) flags="--data data/$env.npz --late 0 $plain" ;;
         *_aligned) flags="--data data/$env.npz" ;;
         smac_untuned) flags="--steps 3500" ;;
         *_untuned)
@@ -100,7 +94,7 @@ run() {         # family, name of the run, seed
             flags="--tasks-per-step 5 --sigma 0.2 --no-smooth --max-gradient 0 $flags" ;;
     esac
     case $env-$name in
-        cheetah_vel-macaw_aligned) flags="$flags --steps 1000" ;;
+        cheetah_vel-macaw_aligned | cheetah_vel-*_lives) flags="$flags --steps 1000" ;;
         # Ordinary layers' inner steps there
         walker_params-no_wt) flags="--inner-lr 0.003 --inner-steps 1 --test-steps 1" ;;
         cheetah_dir-no_wt) flags="--inner-lr 0.01" ;;
@@ -139,12 +133,11 @@ runs() {        # family, seeds, names
     runs cheetah_vel "0 1 2 3 4 5 6 7 8 9" macaw_{before,uncut}
     runs cheetah_vel "0 1 2 3 4" macaw_large
     runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_lives
-    runs cheetah_vel "0 1 2 3 4" {macaw,meta_bc,no_advantage,no_wt,maml_awr}_one {macaw,meta_bc}_late
     runs cheetah_vel "0 1 2 3 4" {macaw,no_advantage}_{first,middle,last}
     runs cheetah_vel "0 1 2 3" {macaw,no_advantage,no_wt}_random     # MACAW's seed 4 diverges
     runs cheetah_vel "0 1 2 3 4" {macaw,mt_awr,focal,pearl}_few{3,5,10,20} mt_awr_aligned
     runs walker_params "0 1 2 3 4" smac
-    runs ant_dir "0 1 2 3 4" {macaw,meta_bc}_whole
+    runs ant_dir "0 1 2 3 4" {macaw,meta_bc}_lives
     runs ant_dir "0 1 2 3 4" {macaw,focal}_aligned
     for env in cheetah_vel ant_dir walker_params; do
         runs $env 0 {macaw,meta_bc,mt_awr}_set{1,2,3,4}
