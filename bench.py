@@ -114,7 +114,7 @@ def main(config, _):
     device, seconds, result = config.device, config.seconds, {}
     command.check_device(device)
     if config.json:
-        command.check_writable(config.json)
+        command.check_writable(config.json, ".json")
     if config.figure:
         plot.check_picture(config.figure)
     if not pathlib.Path("/proc/self/status").exists():

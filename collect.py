@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import envs
 from helpers import command, dataset
-from helpers.buffers import parse_ids
+from helpers.buffers import parse_files, parse_ids
 from helpers.command import BadInput, flag
 from sac import Agents
 
@@ -73,6 +73,7 @@ class Collection:
 
     def __init__(self, config):
         self.config, self.family = config, envs.FAMILIES[config.env]
+        dataset.check_family(config.env)
         everyone = list(range(len(self.family.tasks)))
         self.ids = parse_ids(config.tasks, everyone) or everyone
         self.envs = [envs.make(config.env, self.family.tasks[i]) for i in self.ids]
@@ -198,10 +199,10 @@ def main(config, given):
         raise BadInput("--shared and --independent contradict each other; give --no-shared or none")
     if min(config.steps, config.keep) < (episode := envs.FAMILIES[config.env].horizon):
         raise BadInput(f"--steps and --keep must hold an episode; give {episode} or more for both")
-    if config.join:
+    if "join" in given:
         if unused := sorted(given.keys() - {"env", "out", "join", "keep"}):
             raise BadInput(f"--join makes no use of --{unused[0].replace('_', '-')}; leave it out")
-        return dataset.write(out, *dataset.join(config.join.split(","), config.env, config.keep))
+        return dataset.write(out, *dataset.join(parse_files(config.join), config.env, config.keep))
     with command.lock(f"{out}.lock"), command.stopping(ADVICE):
         live(Collection(config), config, out)
 

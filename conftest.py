@@ -93,8 +93,8 @@ def data_file(path, lengths, terminated, task=None, seed=0, observations=None, *
     terminations, truncations = np.zeros((2, n), bool)
     terminations[ends], truncations[ends] = terminated, ~np.array(terminated)
     task = np.zeros(len(lengths), int) if task is None else np.array(task)
-    x = dict(observations=random.normal(size=(n + len(lengths), 2)) if observations is None
-             else observations, actions=random.uniform(-1, 1, (n, 2)),
+    x = dict(observations=random.normal(size=(n + len(lengths), 2)).clip(-3, 3)
+             if observations is None else observations, actions=random.uniform(-1, 1, (n, 2)),
              rewards=random.normal(size=n), terminations=terminations, truncations=truncations,
              episode_task=task, episode_number=np.arange(len(lengths)),
              episode_seed=np.arange(len(lengths)), episode_length=np.array(lengths))

@@ -175,11 +175,10 @@ def online(arguments):
     if config.multi_task or config.monte_carlo:
         raise BadInput("a multi-task net or Monte Carlo critics do not go on online; give another")
     marks = [mark for mark in MARKS if mark <= arguments.steps]
-    if len(marks) < 2:
-        raise BadInput(f"--steps must be at least {MARKS[1]}")
     settings = dict(env=config.env, variant="online", seed=config.seed, of=config.variant,
                     online_steps=marks, checkpoint=dataset.fingerprint([arguments.checkpoint]))
     file.parent.mkdir(parents=True, exist_ok=True)
+    command.check_writable(file)
     try:
         result = dict(json.loads(file.read_text())) if file.exists() else settings
     except (ValueError, TypeError):
@@ -208,9 +207,9 @@ def thirds(arguments):
         mine = x["episode_task"] == i
         lived = np.cumsum(x["episode_length"][mine])
         third[mine] = np.ceil(3 * lived / lived[-1]) - 1
-    for k, name in enumerate(("first", "middle", "last")):
-        dataset.write(command.new_file(f"{arguments.out}/{name}.npz"),
-                      dataset.part(x, third == k), meta)
+    for k, path in enumerate([command.new_file(f"{arguments.out}/{name}.npz")
+                              for name in ("first", "middle", "last")]):
+        dataset.write(path, dataset.part(x, third == k), meta)
 
 
 def few(arguments):
@@ -219,7 +218,7 @@ def few(arguments):
     test = envs.FAMILIES[arguments.env].test
     train = [int(i) for i in meta["tasks"] if int(i) not in test]
     if not 1 <= arguments.tasks <= len(train):
-        raise BadInput(f"there are {len(train)} training tasks; give --tasks from 1 to that")
+        raise BadInput(f"{len(train)} tasks are no test tasks; give --tasks from 1 to that")
     kept = [train[i] for i in np.linspace(0, len(train) - 1, arguments.tasks).round().astype(int)]
     dataset.write(command.new_file(f"{arguments.out}/few{arguments.tasks}.npz"),
                   dataset.part(x, np.isin(x["episode_task"], [*kept, *test])), meta)
@@ -232,7 +231,7 @@ def main():
                for function in (online, thirds, few)}
     parsers[online].add_argument("--checkpoint", required=True)
     parsers[online].add_argument("--method", choices=METHODS, default="macaw")
-    parsers[online].add_argument("--steps", type=int, default=MARKS[-1])
+    parsers[online].add_argument("--steps", type=int, choices=MARKS[1:], default=MARKS[-1])
     parsers[online].add_argument("--device", default="cpu")
     for function in (thirds, few):
         parsers[function].add_argument("--env", choices=envs.FAMILIES, default="cheetah_vel")

@@ -20,6 +20,8 @@ from helpers import command, dataset
 from helpers.buffers import Buffers
 from helpers.run import load, summary
 
+SIZES = dict(inner_batch=4, outer_batch=4, test_batch=4, tasks_per_step=1)
+
 # ------------------------------------------------------------------------------------ data, returns
 
 @pytest.mark.parametrize("path", sorted((HERE / "data").glob("*.npz")), ids=lambda p: p.stem)
@@ -139,10 +141,10 @@ def test_meta_steps_judge_on_late_data():
 
 def test_statistics_come_from_training_tasks_alone(tmp_path):
     lengths, task = [20] * 40, np.repeat([0, 1, 2, 7], 10)
-    states = np.random.default_rng(0).normal(size=(21 * 40, 2))
-    config = config_of(inner_batch=4, outer_batch=4, test_batch=4, tasks_per_step=1)
+    states = np.random.default_rng(0).uniform(-1, 1, (21 * 40, 2))
+    config = config_of(**SIZES)
     data_file(tmp_path / "a.npz", lengths, [False] * 40, task, observations=states)
-    changed = np.where(np.repeat(np.isin(task, [2, 7]), 21)[:, None], 100.0, states)
+    changed = np.where(np.repeat(np.isin(task, [2, 7]), 21)[:, None], 3.0, states)
     data_file(tmp_path / "b.npz", lengths, [False] * 40, task, observations=changed)
     a, b = (Buffers(tmp_path / name, config) for name in ("a.npz", "b.npz"))
     assert a.train == [0, 1] and a.test == [2, 7]
@@ -153,9 +155,6 @@ def test_statistics_come_from_training_tasks_alone(tmp_path):
 
 
 # ------------------------------------------------------------------------------- whose transitions
-
-SIZES = dict(inner_batch=4, outer_batch=4, test_batch=4, tasks_per_step=1)
-
 
 def groups_of_agents(tmp_path, lenders, **changes):
     """Buffers of a data file whose actions are 0.1, with lenders by name: the second group of
@@ -174,6 +173,26 @@ def groups_of_agents(tmp_path, lenders, **changes):
 
 def whose(batch):
     return {round(float(a), 1) for a in batch.action.flatten()}
+
+
+def test_what_never_varies_is_no_signal(tmp_path):
+    """float16 rounds 2.71 in the file; divided by no deviation that would be far from the world."""
+    states = np.random.default_rng(0).uniform(-1, 1, (41, 2))
+    states[:, 1] = 2.71
+    data_file(tmp_path / "x.npz", [20, 20], [False] * 2, task=[1, 2],
+              observations=np.r_[states, states[:1]].astype(np.float16))
+    held = Buffers(tmp_path / "x.npz", config_of(**SIZES))
+    assert held.observe(np.array([[0.0, 2.71]]))[0, 0, 1].abs() < 0.01
+    assert held.stats["obs_std"][0] < 0.7
+
+
+def test_lenders_have_no_comma_in_their_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "DATA", tmp_path / "my, thesis")
+    assert dataset.shipped_lenders("point_goal") == ""
+    (tmp_path / "my, thesis").mkdir()
+    (tmp_path / "my, thesis/point_goal_others.npz").write_bytes(b"")
+    with pytest.raises(command.BadInput, match="comma"):
+        dataset.shipped_lenders("point_goal")
 
 
 def test_what_is_adapted_to_comes_from_lenders_and_the_rest_from_the_data_file(tmp_path):

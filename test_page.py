@@ -115,6 +115,13 @@ def test_the_stick_figure_is_the_robot_of_the_simulation(made):
     env.close()
 
 
+def test_the_page_that_others_are_made_from_stays():
+    before = (HERE / "notebooks/page.html").read_bytes()
+    refused(command_line("--out", HERE / "notebooks/page.html", program="notebooks/page.py"),
+            "page.html", "--out")
+    assert (HERE / "notebooks/page.html").read_bytes() == before
+
+
 def test_another_file_is_refused(tmp_path):
     refused(command_line(HERE / "README.md", "--out", tmp_path / "a.html",
                          program="notebooks/page.py"))

@@ -15,9 +15,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
 
 import collect
 import conftest
+import envs
 import macaw
 from conftest import HERE, POINT, command_line, run_of
 from helpers import command, dataset, evidence, run
@@ -73,8 +75,10 @@ FLAGS = [
     ("collect", "--steps 0"), ("collect", "--out missing/x.npz"), ("collect", "--out taken"),
     ("collect", "--out taken/thesis.txt"), ("collect", "--join x.npz --out y.npz"),
     ("collect", "--join taken/thesis.txt --out y.npz"), ("collect", "--width 0"),
+    ("collect", "--join= --out y.npz"), ("collect", "--join x.npz, --out y.npz"),
     ("collect", "--lr 2"), ("collect", "--gamma -1"), ("collect", "--updates 0"),
     ("bench", "--seconds nan"), ("bench", "--seconds 0"), ("bench", "--json missing/x.json"),
+    ("bench", "--json taken/thesis.txt"), ("bench", "--json /dev/null"),
     ("bench", "--figure missing/x.png"), ("bench", "--device abacus"),
     *(("helpers/plot", line) for line in (
         "curve missing --out x.png", "curve taken --out x.png", "poster taken --out x.png",
@@ -92,6 +96,33 @@ def test_bad_flags(program, line, tmp_path):
     (tmp_path / "taken/thesis.txt").write_text("precious")
     family = ["--env", "point_goal"] if program in ("macaw", "focal", "smac", "collect") else []
     refused(tmp_path, program, *(family if "--env" not in line else []), *line.split())
+
+
+def test_a_name_of_several_lines_is_said_in_one(tmp_path):
+    refused(tmp_path, "macaw", "--env", "point_goal", "--data", "a\nb.npz", words=["a b.npz"])
+
+
+def test_a_folder_of_runs_that_is_not_there_ends_no_program_in_a_loop(tmp_path):
+    (tmp_path / "runs").symlink_to("scratch")                       # not mounted
+    refused(tmp_path, "macaw", "--env", "point_goal", words=["runs"])
+
+
+@pytest.mark.parametrize("word, changes", [
+    ("JSON", dict(tasks=[dict(goal=(1.0, 0.0))] * 20)), ("JSON", dict(tasks=[np.zeros(2)] * 20)),
+    ("test", dict(test=(2, 99))), ("test", dict(test=())),
+    ("[-1, 1]", dict(action_space=Box(-2.0, 2.0, (2,)))), ("flat", dict(action_space=Discrete(2))),
+    ("flat", dict(observation_space=Box(-1.0, 1.0, (3, 3))))])
+def test_families_that_do_not_fit_are_refused(word, changes, tmp_path, monkeypatch):
+    """A user's own; before the agents have lived for an hour."""
+    family = envs.FAMILIES["point_goal"]
+    for name, value in changes.items():
+        if name.endswith("space"):
+            monkeypatch.setattr(envs.PointGoal, name, value)
+        else:
+            monkeypatch.setitem(envs.FAMILIES, "point_goal", family._replace(**{name: value}))
+    for program in ("collect", "macaw"):
+        refused(tmp_path, program, "--env", "point_goal", "--out", "x",
+                words=[word, "the family point_goal"])
 
 
 # -------------------------------------------------------------------------------------- data files
@@ -196,6 +227,10 @@ DATA = {
     "infinite_reward": with_value("rewards", 7, np.inf),
     "nan_action": with_value("actions", (7, 1), np.nan),
     "far_action": with_value("actions", (7, 1), 5.0),
+    "far_observation": with_value("observations", (7, 1), 4.0),
+    "other_units": replaced("observations", lambda x: 100 * x.astype(np.float32)),
+    **{f"constant_{name}": replaced(name, lambda x: np.full_like(x, -0.5))
+       for name in ("observations", "rewards")},
     "zero_length": with_value("episode_length", 3, 0),
     "negative_length": with_value("episode_length", 3, -40),
     "long_episode": with_value("episode_length", 3, 80),

@@ -205,6 +205,26 @@ def test_what_is_not_finite_stops_the_run_before_the_step(poison, tmp_path):
     assert run.step == 1
 
 
+def test_states_that_begin_as_whole_numbers_go_on_as_they_are(point):
+    class Whole:
+        def reset(self, seed):
+            return np.array([0, 0]), {}
+
+        def step(self, action):
+            self.steps = getattr(self, "steps", 0) + 1
+            return np.array([0.5, 0.25]), 1.0, False, self.steps == 2, {}
+    seen = []
+    rollout(lambda obs: torch.zeros(1, 1, 2), [Whole()], [0], point,
+            record=lambda k, obs, *_: seen.append(obs.tolist()))
+    assert seen == [[0.0, 0.0], [0.5, 0.25]]
+
+
+def test_one_process_needs_no_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")                   # as a scheduler may set it
+    monkeypatch.setenv("RANK", "0")
+    step(run_of())
+
+
 def test_two_processes_take_the_step_of_one(tmp_path):
     """Three tasks over two processes: two of them here, one there."""
     settings = ["macaw.py", "--env", "point_goal", "--steps", "3", "--tasks-per-step", "3",

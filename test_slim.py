@@ -70,7 +70,7 @@ def test_a_checkpoint_is_not_written_over_and_its_weights_fit(tmp_path):
     run.save()
     file = tmp_path / "checkpoint.pt"
     before = file.read_bytes()
-    refused(slim(file, file), "another name")
+    refused(slim(file, file), "exists already")
     assert file.read_bytes() == before
     run.learner.actor[0].weight.data[0, 0] = 1e6            # beyond half precision
     run.save()

@@ -118,7 +118,10 @@ class Buffers:
             train = ((group == 0) & np.isin(x["episode_task"], self.train))[episode]
             obs = x["observations"][here[train]].astype(np.float64)
             rewards = x["rewards"][train].astype(np.float64)
-            stats = dict(obs_mean=obs.mean(0), obs_std=obs.std(0) + 1e-6,
+            mean, spread = obs.mean(0), obs.std(0)
+            # What varies by less than float16 resolves is a constant, and its rounding no signal
+            spread[spread < 1e-3 * np.abs(mean)] = 1.0
+            stats = dict(obs_mean=mean, obs_std=spread + 1e-6,
                          return_scale=returns[train].std() + 1e-6, reward_mean=rewards.mean(),
                          reward_std=rewards.std() + 1e-6)
 
@@ -230,9 +233,9 @@ class Buffers:
 
 def parse_files(text):
     """Names of files from "a.npz,b.npz"; raises BadInput for an empty one."""
-    files = [name.strip() for name in text.split(",")] if text else []
+    files = [name.strip() for name in text.split(",")]
     if "" in files:
-        raise BadInput(f"--adapt-data '{text}' has an empty name; write files as in a.npz,b.npz")
+        raise BadInput(f"'{text}' has an empty name in it; write files as in a.npz,b.npz")
     return files
 
 

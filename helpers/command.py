@@ -58,7 +58,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def leave(self, code, sentence):
-        self.exit(code, f"{self.prog}: {sentence}\n" if rank() == 0 else None)
+        line = " ".join(str(sentence).split())[:1000]       # a name in it may hold anything
+        self.exit(code, f"{self.prog}: {line}\n" if rank() == 0 else None)
 
     def error(self, message):
         self.leave(2, message)
@@ -87,7 +88,12 @@ def command_line(main, config_class, presets, doc):
 
 def rank():
     """Of this process under torchrun: the first one, 0, speaks for all."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if several() else 0
+
+
+def several():
+    """Whether torchrun has started this process and others."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 @contextlib.contextmanager
@@ -129,7 +135,7 @@ def stopping(advice):
 
 def alone():
     """Raises BadInput where a program that is one process is started as several."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if several():
         raise BadInput("this runs in one process; start it without torchrun")
 
 
@@ -214,11 +220,16 @@ def check_readable(path):
     open(path, "rb").close()
 
 
-def check_writable(path):
-    """Raises BadInput where a file could not be written, before the work whose result it holds."""
-    folder = pathlib.Path(path).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or pathlib.Path(path).is_dir():
+def check_writable(path, *endings):
+    """Raises BadInput where a file with one of these endings, if there are any, could not be
+    written, before the work whose result it holds. (To replace a device would destroy it.)"""
+    path = pathlib.Path(path)
+    folder, there = path.absolute().parent, path.exists()
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or there and not path.is_file():
         raise BadInput(f"{path} cannot be written; name a file in a folder that is there")
+    if endings and path.suffix not in endings:
+        raise BadInput(f"{path} has another ending than what is written; end it with "
+                       f"{' or '.join(endings)}")
 
 
 def new_file(path):

@@ -7,6 +7,7 @@ import zipfile
 from typing import NamedTuple
 
 import numpy as np
+from gymnasium.spaces import Box
 
 import envs
 from helpers import command
@@ -53,6 +54,9 @@ def shipped_lenders(env):
     """The files, as in a.npz,b.npz, of all agents that we ship for training, where a family has
     several groups of them; else nothing."""
     others = sorted(DATA.glob(f"{env}_others*.npz"))
+    if others and "," in str(DATA):
+        raise BadInput(f"{DATA} has a comma in its name, which parts the names of files; move the "
+                       "project, or give --adapt-data or --data with names relative to here")
     return ",".join(map(str, [default_path(env), *others])) if others else ""
 
 
@@ -133,8 +137,31 @@ def check_metadata(meta, env, check):
           "has no metadata of collect.py; make it anew")
 
 
+def check_family(env):
+    """The environment of a family's first task; raises BadInput where the family is not what the
+    programs need (docs/your_own.md)."""
+    def check(good, problem):
+        if not good:
+            raise BadInput(f"the family {env} has {problem}")
+    family = envs.FAMILIES[env]
+    try:
+        plain = json.loads(json.dumps(family.tasks)) == family.tasks
+    except (TypeError, ValueError):
+        plain = False
+    check(plain, "tasks that JSON changes or cannot hold; give plain numbers, texts and lists")
+    check(family.test and set(family.test) <= set(range(len(family.tasks))),
+          "none of its tasks, or others, to test on; name some of its ids, which begin at 0")
+    example = envs.make(env, family.tasks[0])
+    flat = all(isinstance(space, Box) and len(space.shape) == 1
+               for space in (example.observation_space, example.action_space))
+    check(flat, "observations or actions that are no flat Box; flatten them")
+    check((example.action_space.low == -1).all() and (example.action_space.high == 1).all(),
+          "actions that do not lie in [-1, 1]; rescale them in its step")
+    return example
+
+
 def check_arrays(x, env, check):
-    family, example = envs.FAMILIES[env], envs.make(env, envs.FAMILIES[env].tasks[0])
+    family, example = envs.FAMILIES[env], check_family(env)
     length, task = x["episode_length"], x["episode_task"]
     check(len(length) > 0, "holds no episode; collect more")
     for name, array in x.items():
@@ -166,6 +193,12 @@ def check_arrays(x, env, check):
     sizes = example.observation_space.shape + example.action_space.shape
     check(sizes == x["observations"].shape[1:] + x["actions"].shape[1:],
           f"has other observation or action sizes than {env}; make it anew")
+    for name in ("observations", "rewards"):
+        check(steps == 1 or np.ptp(x[name]) > 0,
+              f"has one number everywhere in '{name}', which teaches nothing; make it anew")
+    space, obs = example.observation_space, x["observations"]
+    beyond = np.abs(obs.clip(space.low, space.high) - obs) > 1e-3 * np.abs(obs)     # rounded: no
+    check(not beyond.any(), f"has observations that {env} cannot have; give them in its own units")
 
 
 def is_number(x):

@@ -25,9 +25,7 @@ METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT", "focal": "
 
 def check_picture(path):
     """Raises BadInput where no picture can be written."""
-    check_writable(path)
-    if pathlib.Path(path).suffix not in (".png", ".pdf", ".svg"):
-        raise BadInput(f"{path} is no picture; end it with .png, .pdf or .svg")
+    check_writable(path, ".png", ".pdf", ".svg")
 
 
 def save(figure, path):

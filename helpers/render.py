@@ -3,8 +3,6 @@
 Gymnasium draws with MuJoCo's renderer, which on a machine without a display needs EGL or OSMesa
 (on Debian and Ubuntu: apt install libegl1, or libosmesa6) and MUJOCO_GL=egl or =osmesa.
 """
-import pathlib
-
 import numpy as np
 import torch
 from gymnasium.wrappers import RenderCollection
@@ -22,6 +20,7 @@ def camera(env, task):
         environment = envs.make(env, task, render_mode="rgb_array", **VIEW)
         environment.reset(seed=0)
         environment.render()
+        speed(environment.unwrapped)
     except Exception as problem:            # each backend, and a family without pictures, its own
         raise BadInput(f"--render cannot draw {env} here ({type(problem).__name__}); take a MuJoCo "
                        "family, install EGL or OSMesa, and set MUJOCO_GL=egl or osmesa") from None
@@ -30,9 +29,7 @@ def camera(env, task):
 
 def check(env, path):
     """Raises BadInput where the GIF could not be drawn or written."""
-    check_writable(path)
-    if pathlib.Path(path).suffix != ".gif":
-        raise BadInput(f"--render {path} is no film; end it with .gif")
+    check_writable(path, ".gif")
     camera(env, envs.FAMILIES[env].tasks[0]).close()
 
 

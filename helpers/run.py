@@ -99,9 +99,9 @@ class Run:
         if not (method.parallel or config.evaluate):
             command.alone()
         self.rank, self.world = processes(config)
-        learns = not state or config.resume
+        lent = config.adapt_data and (not state or config.resume)
         self.buffers = Buffers(config.data or default_path(config.env), config, state,
-                               parse_files(config.adapt_data) if learns else ())
+                               parse_files(config.adapt_data) if lent else ())
         sizes = self.buffers.obs_dim, self.buffers.act_dim
         if state:
             check_shapes(state["learner"], method, sizes, config)
@@ -222,7 +222,8 @@ def environments_of(env, tasks):
 def rollout(policies, environments, seeds, buffers, record=None):
     """Undiscounted returns (N,) of an episode of each of N policies, in lock-step. `record` is told
     each transition: k of N, then state, action, reward, next state, whether it terminated."""
-    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds)])
+    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds)],
+                   dtype=np.float64)                        # a reset may give whole numbers
     total, alive = np.zeros(len(obs)), np.ones(len(obs), bool)
     while alive.any():
         action = policies(buffers.observe(obs))[:, 0].cpu().numpy()        # of (N, 1, obs)
@@ -283,7 +284,7 @@ def report(result):
 def processes(config):
     """Rank of this process and number of processes, (0, 1) but for training under torchrun; raises
     BadInput."""
-    if "WORLD_SIZE" not in os.environ or config.evaluate:
+    if not command.several() or config.evaluate:
         return 0, 1
     if not dist.is_initialized():
         if config.device != "cpu":
@@ -413,10 +414,11 @@ def run_folder(config):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     name, number = f"{config.env}-{config.variant}-s{config.seed}", 1
+    pathlib.Path("runs").mkdir(exist_ok=True)
     while True:
         folder = pathlib.Path("runs") / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
         number += 1
 

@@ -3,8 +3,6 @@
     python -m helpers.slim runs/cheetah_vel-focal-s0/checkpoint.pt small.pt
     python -m helpers.slim runs/cheetah_vel-macaw-s0/checkpoint.pt small.pt --latent 7
 """
-import os
-
 import torch
 
 from helpers import command
@@ -54,9 +52,7 @@ def main():
     parser.add_argument("--latent", type=int, help="of MACAW: so many numbers in each z")
     arguments = parser.parse_args()
     with one_sentence(parser.leave):
-        command.check_writable(arguments.out)
-        if os.path.realpath(arguments.out) == os.path.realpath(arguments.checkpoint):
-            raise BadInput("the small copy cannot be gone on with, so give it another name")
+        command.new_file(arguments.out)             # a run cannot be gone on with from a small copy
         state = command.load_tensors(arguments.checkpoint)
         if not isinstance(state, dict) or not all(
                 isinstance(state.get(part), dict) for part in ("config", "learner", "optimizer")

@@ -139,7 +139,9 @@ def main():
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     with one_sentence(parser.leave):
-        check_writable(arguments.out)
+        check_writable(arguments.out, ".html")
+        if pathlib.Path(arguments.out).resolve() == HERE / "page.html":
+            raise BadInput("notebooks/page.html is what pages are made from; give another --out")
         order = list(plot.METHODS)
         shipped = sorted((HERE / "checkpoints").glob("*.pt"), key=lambda path: (
             order.index(path.stem) if path.stem in order else len(order), path))
