@@ -180,13 +180,12 @@ for file in first middle last random; do
     done
 done | xargs -r -P 2 -L 1 "$python"
 
-# Online fine-tuning (Table 1), while the checkpoints are there; cheetah_vel's was of macaw_before,
-# and walkers' of nets with --inner-steps 1 --test-steps 1 --sigma 0.2 --no-smooth --weight-decay 1
+# Online fine-tuning (Table 1), while the checkpoints are there; walkers' was of nets with
+# --inner-steps 1 --test-steps 1 --sigma 0.2 --no-smooth --weight-decay 1
 for env in cheetah_vel walker_params ant_dir; do
     for seed in 0 1 2 3 4; do
         for name in macaw pearl; do
             checkpoint=results/$env/$name-s$seed/checkpoint.pt out=results/$env/online-s$seed
-            [ $env-$name != cheetah_vel-macaw ] || checkpoint=${checkpoint/macaw/macaw_before}
             flags=
             [ $name = macaw ] || out=results/$env/online_pearl-s$seed flags="--method focal"
             [ ! -e $checkpoint ] || [ -e $out/summary.json ] || \
