@@ -1,7 +1,6 @@
 """What several test files share."""
 import contextlib
 import io
-import os
 import pathlib
 import re
 import runpy
@@ -58,21 +57,20 @@ def batch_of(obs, action, mc_return, discount, last_obs):
 def command_line(*arguments, program="macaw.py", cwd=HERE):
     """What a program answers to a command line: its exit code, stdout and stderr.
 
-    It runs as __main__, but in this process, for a new one needs seconds to import torch. What only
+    It runs as __main__, but in this process: a new one needs seconds to import torch. What only
     real processes show is tested with some (test_robustness.py, test_house.py).
     """
     line, out, errors, code = [program, *map(str, arguments)], io.StringIO(), io.StringIO(), 0
-    argv, here, handler = sys.argv, os.getcwd(), signal.getsignal(signal.SIGTERM)
+    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
     sys.argv = line
-    os.chdir(cwd)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        with (contextlib.chdir(cwd), contextlib.redirect_stdout(out),
+              contextlib.redirect_stderr(errors)):
             runpy.run_path(str(HERE / program), run_name="__main__")
     except SystemExit as end:
         code = end.code
     finally:
         sys.argv = argv
-        os.chdir(here)
         signal.signal(signal.SIGTERM, handler)
     return subprocess.CompletedProcess(line, code, out.getvalue(), errors.getvalue())
 
@@ -81,7 +79,7 @@ def refused(result, *words):
     """One sentence on stderr that says these words, and exit code 2."""
     assert result.returncode == 2, result.stderr
     said = result.stderr
-    assert said.count("\n") == 1 and not re.search(r"\w\. ", said), said       # no second sentence
+    assert said.count("\n") == 1 and not re.search(r"\S\. ", said), said       # no second sentence
     for word in words:
         assert word in said, said
 

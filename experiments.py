@@ -207,8 +207,8 @@ def thirds(arguments):
         mine = x["episode_task"] == i
         lived = np.cumsum(x["episode_length"][mine])
         third[mine] = np.ceil(3 * lived / lived[-1]) - 1
-    for k, path in enumerate([command.new_file(f"{arguments.out}/{name}.npz")
-                              for name in ("first", "middle", "last")]):
+    paths = [command.new_file(f"{arguments.out}/{k}.npz") for k in ("first", "middle", "last")]
+    for k, path in enumerate(paths):
         dataset.write(path, dataset.part(x, third == k), meta)
 
 

@@ -120,7 +120,7 @@ class Buffers:
             rewards = x["rewards"][train].astype(np.float64)
             mean, spread = obs.mean(0), obs.std(0)
             # What varies by less than float16 resolves is a constant, and its rounding no signal
-            spread[spread < 1e-3 * np.abs(mean)] = 1.0
+            spread[spread < dataset.ROUNDING * np.abs(mean)] = 1.0
             stats = dict(obs_mean=mean, obs_std=spread + 1e-6,
                          return_scale=returns[train].std() + 1e-6, reward_mean=rewards.mean(),
                          reward_std=rewards.std() + 1e-6)

@@ -16,6 +16,7 @@ from helpers.command import BadInput, Diverged, replacing
 FORMAT = 1
 LARGEST = 8e9               # bytes that a file may unpack to
 FARTHEST = 1e6              # that a number may lie from 0: float32 holds the square of its sums
+ROUNDING = 1e-3             # more than the share of a number by which float16 changes it
 BY_TASK = "tasks", "behavior_final", "collector"            # what metadata tell of each task
 
 
@@ -164,13 +165,15 @@ def check_arrays(x, env, check):
     family, example = envs.FAMILIES[env], check_family(env)
     length, task = x["episode_length"], x["episode_task"]
     check(len(length) > 0, "holds no episode; collect more")
+    bounds = {}                                         # the least and the most of each column
     for name, array in x.items():
         check(np.isfinite(array).all(),
               f"has numbers in '{name}' that are not finite; leave out those episodes")
-        low, high = COLUMNS[name].low, COLUMNS[name].high
-        inside = not array.size or low <= array.min().item() <= array.max().item() <= high
-        check(inside, f"has numbers in '{name}' outside {low:g} to {high:g}; leave out those "
-                      "episodes")
+        if array.size:
+            least, most = bounds[name] = array.min(0), array.max(0)
+            low, high = COLUMNS[name].low, COLUMNS[name].high
+            check(low <= least.min().item() <= most.max().item() <= high,
+                  f"has numbers in '{name}' outside {low:g} to {high:g}; leave out those episodes")
     check(length.max() <= family.horizon, f"has an episode of {length.max()} steps, where {env} "
                                           f"ends one after {family.horizon}; cut it")
     steps = int(length.sum(dtype=np.int64))
@@ -194,11 +197,14 @@ def check_arrays(x, env, check):
     check(sizes == x["observations"].shape[1:] + x["actions"].shape[1:],
           f"has other observation or action sizes than {env}; make it anew")
     for name in ("observations", "rewards"):
-        check(steps == 1 or np.ptp(x[name]) > 0,
+        least, most = bounds[name]
+        check(steps == 1 or least.min() < most.max(),
               f"has one number everywhere in '{name}', which teaches nothing; make it anew")
-    space, obs = example.observation_space, x["observations"]
-    beyond = np.abs(obs.clip(space.low, space.high) - obs) > 1e-3 * np.abs(obs)     # rounded: no
-    check(not beyond.any(), f"has observations that {env} cannot have; give them in its own units")
+    least, most = (bound.astype(np.float64) for bound in bounds["observations"])
+    space = example.observation_space
+    check((least + ROUNDING * np.abs(least) >= space.low).all()
+          and (most - ROUNDING * np.abs(most) <= space.high).all(),
+          f"has observations that {env} cannot have; give them in its own units")
 
 
 def is_number(x):

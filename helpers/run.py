@@ -414,9 +414,10 @@ def run_folder(config):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     name, number = f"{config.env}-{config.variant}-s{config.seed}", 1
-    pathlib.Path("runs").mkdir(exist_ok=True)
+    runs = pathlib.Path("runs")
+    runs.mkdir(exist_ok=True)
     while True:
-        folder = pathlib.Path("runs") / (name if number == 1 else f"{name}-{number}")
+        folder = runs / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder
