@@ -43,30 +43,34 @@ def refused(folder, program, *arguments, words=()):
 
 # ------------------------------------------------------------------------------------------- flags
 
-FLAGS = [
-    ("macaw", "--env moon_walk"), ("macaw", "--variant magic"), ("macaw", "--steps 0"),
-    ("macaw", "--steps -5"), ("macaw", "--steps many"), ("macaw", "--steps 1e3"),
-    ("macaw", "--seed -1"), ("macaw", "--inner-lr nan"), ("macaw", "--inner-lr inf"),
-    ("macaw", "--policy-lr 1e30"), ("macaw", "--value-lr -1"), ("macaw", "--sigma -1"),
-    ("macaw", "--width 0"), ("macaw", "--width 1000000"), ("macaw", "--latent -1"),
-    ("macaw", "--inner-lr 0"), ("macaw", "--temperature 0"), ("macaw", "--gamma 1.5"),
-    ("macaw", "--late 1"), ("macaw", "--tasks-per-step 0"), ("macaw", "--tasks-per-step 17"),
-    ("macaw", "--inner-batch 1"), ("macaw", "--inner-batch 99999"), ("macaw", "--outer-batch 0"),
-    ("macaw", "--test-batch 99999"), ("macaw", "--eval-every 0"),
-    ("macaw", "--adapt-data missing.npz"), ("macaw", "--adapt-data ,"),
-    ("macaw", "--test-steps 0"), ("macaw", "--inner-steps -1"), ("macaw", "--weight-decay -1"),
-    ("macaw", "--evaluate="), ("macaw", "--evaluate x.pt --resume --out taken"),
-    ("macaw", "--device meta"), ("macaw", "--advantage-coef 1e9"), ("macaw", "--render film.pt"),
+FLAGS = [           # a program, its arguments, words that are in its answer
+    ("macaw", "--env moon_walk", "moon_walk", "point_goal"),
+    ("macaw", "--variant magic", "magic", "meta_bc"), ("macaw", "--steps 0"),
+    ("macaw", "--steps -5", "--steps", "-5"), ("macaw", "--steps many", "--steps", "many"),
+    ("macaw", "--steps 1e3"), ("macaw", "--seed -1"), ("macaw", "--inner-lr nan", "--inner-lr"),
+    ("macaw", "--inner-lr inf"), ("macaw", "--policy-lr 1e30", "--policy-lr"),
+    ("macaw", "--value-lr -1"), ("macaw", "--sigma -1"), ("macaw", "--width 0"),
+    ("macaw", "--width 1000000", "--width"), ("macaw", "--latent -1"), ("macaw", "--inner-lr 0"),
+    ("macaw", "--temperature 0"), ("macaw", "--gamma 1.5"), ("macaw", "--late 1"),
+    ("macaw", "--tasks-per-step 0"), ("macaw", "--tasks-per-step 17", "tasks-per-step", "16"),
+    ("macaw", "--inner-batch 1"), ("macaw", "--inner-batch 99999", "transitions", "smaller"),
+    ("macaw", "--outer-batch 0"), ("macaw", "--test-batch 99999"), ("macaw", "--eval-every 0"),
+    ("macaw", "--adapt-data missing.npz"), ("macaw", "--adapt-data ,"), ("macaw", "--test-steps 0"),
+    ("macaw", "--inner-steps -1"), ("macaw", "--weight-decay -1"), ("macaw", "--evaluate="),
+    ("macaw", "--evaluate x.pt --resume --out taken"), ("macaw", "--device meta"),
+    ("macaw", "--advantage-coef 1e9"), ("macaw", "--render film.pt"),
     ("focal", "--tasks-per-step 1"), ("smac", "--beta 2"), ("smac", "--steps 500"),
     ("smac", "--steps 510 --rounds 11"), ("experiments", "few --tasks 3 --out missing"),
-    ("experiments", "online --checkpoint x.pt --out taken"),
-    ("macaw", "--wings 2"), ("macaw", "--env"), ("macaw", "--ste 5"), ("macaw", "stray"),
-    ("macaw", "--device abacus"), ("macaw", "--device cuda:99"),
-    ("macaw", "--holdout 2,x"), ("macaw", "--holdout 77"), ("macaw", "--holdout 3,3,3"),
-    ("macaw", "--holdout " + ",".join(map(str, range(20)))), ("macaw", "--holdout -1"),
-    ("macaw", "--data nowhere.npz"), ("macaw", "--data ."), ("macaw", "--resume"),
-    ("macaw", "--resume --out nothing"), ("macaw", "--evaluate nothing.pt"),
-    ("macaw", "--evaluate ."), ("macaw", "--render missing/x.gif"), ("macaw", "--render ."),
+    ("experiments", "online --checkpoint x.pt --out taken"), ("macaw", "--wings 2", "--wings"),
+    ("macaw", "--env"), ("macaw", "--ste 5"), ("macaw", "stray"),
+    ("macaw", "--device abacus", "abacus"), ("macaw", "--device cuda:99"),
+    ("macaw", "--holdout 2,x", "2,x"), ("macaw", "--holdout 77", "77"),
+    ("macaw", "--holdout 3,3,3"), ("macaw", "--holdout " + ",".join(map(str, range(20)))),
+    ("macaw", "--holdout -1"), ("macaw", "--data nowhere.npz", "nowhere.npz", "collect.py"),
+    ("macaw", "--data ."), ("macaw", "--resume", "--out"),
+    ("macaw", "--resume --out nothing", "nothing"),
+    ("macaw", "--evaluate nothing.pt", "nothing.pt"), ("macaw", "--evaluate ."),
+    ("macaw", "--render missing/x.gif"), ("macaw", "--render ."),
     ("macaw", "--render film.gif"),                                     # no pictures of a point
     ("macaw", "--out " + "x" * 300), ("macaw", "--out taken"), ("macaw", "--out taken/thesis.txt"),
     ("macaw", "--out taken/thesis.txt/run"), ("macaw", "--out /proc/run"),
@@ -90,12 +94,13 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize("program, line", FLAGS, ids=lambda x: x[:40])
-def test_bad_flags(program, line, tmp_path):
+@pytest.mark.parametrize("case", FLAGS, ids=lambda case: f"{case[0]} {case[1]}"[:40])
+def test_bad_flags(case, tmp_path):
+    program, line, *words = case
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/thesis.txt").write_text("precious")
     family = ["--env", "point_goal"] if program in ("macaw", "focal", "smac", "collect") else []
-    refused(tmp_path, program, *(family if "--env" not in line else []), *line.split())
+    refused(tmp_path, program, *(family if "--env" not in line else []), *line.split(), words=words)
 
 
 def test_a_name_of_several_lines_is_said_in_one(tmp_path):
