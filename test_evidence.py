@@ -188,11 +188,11 @@ def test_a_run_counts_where_it_was_judged_everywhere(tmp_path, capsys, quick):
     assert ("MACAW", "2") in rows(capsys.readouterr().out)
 
 
-def test_focals_lead_is_paired_where_the_seeds_are_the_same(tmp_path, capsys, quick):
+def test_leads_over_macaw_are_paired_where_the_seeds_are_the_same(tmp_path, capsys, quick):
     folder = tmp_path / "cheetah_vel"
     tasks = np.arange(len(envs.FAMILIES["cheetah_vel"].test))
     for name, seeds, after in (("macaw", (0, 1), tasks * 100.0),
-                               ("focal", (0, 1), tasks * 100.0 + 7),
+                               ("focal", (0, 1), tasks * 100.0 + 7), ("meta_bc", (0,), -3.0),
                                ("macaw_aligned", (0, 1, 2), 0.0), ("focal_aligned", (1, 2), 1.0),
                                ("macaw_independent", (0, 1), 0.0)):
         for seed in seeds:
@@ -203,7 +203,8 @@ def test_focals_lead_is_paired_where_the_seeds_are_the_same(tmp_path, capsys, qu
     assert table["FOCAL - MACAW", "2"][:3] == ["+7.0 [7.0, 7.0]"] * 3       # tasks differ by 100
     assert table["FOCAL - MACAW; both batches from aligned agents", "2"][:3] == [
         "+1.0 [1.0, 1.0]"] * 3                              # MACAW's first seed has no partner
-    assert len([name for name, _ in table if name.startswith("FOCAL - MACAW")]) == 2
+    assert ("Meta-BC - MACAW", "1") in table
+    assert len([name for name, _ in table if " - MACAW" in name]) == 3
 
 
 def test_a_family_may_lack_a_group_of_agents(tmp_path, capsys, quick):

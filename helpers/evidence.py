@@ -416,12 +416,13 @@ def judged(folder, path, groups, title):
             axes.plot([low, high], [height] * 2, color=color, lw=2)
             axes.plot(mean, height, "o", color=color, label=None if y else column)
     for setting in SETTINGS:                            # paired by seeds, in the same setting
-        one, other = NAMES[f"focal{setting}"], NAMES[f"macaw{setting}"]
-        both = shared(rows.get(one, [[]]) + rows.get(other, [[]]))
-        if both[0]:
-            lead = np.subtract(*np.split(paired(both), 2))              # (columns, seeds, tasks)
-            print(f"| {METHODS['focal']} - {other} | {len(lead[0])} |",
-                  *(f"{signed(column, tasks)} |" for column in lead), "|")
+        macaw = NAMES[f"macaw{setting}"]
+        for method in METHODS:
+            both = shared(rows.get(NAMES[method + setting], [[]]) + rows.get(macaw, [[]]))
+            if both[0] and method != "macaw":
+                lead = np.subtract(*np.split(paired(both), 2))          # (columns, seeds, tasks)
+                print(f"| {METHODS[method]} - {macaw} | {len(lead[0])} |",
+                      *(f"{signed(column, tasks)} |" for column in lead), "|")
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)
