@@ -222,6 +222,35 @@ def test_a_family_may_lack_a_group_of_agents(tmp_path, capsys, quick):
     refused(evidence, "whose", tmp_path / "ant_dir", "--out", tmp_path / "y.png", words=["others"])
 
 
+def test_the_pitch_of_agents_stands_beside_what_is_reached_with_them(tmp_path, capsys, monkeypatch):
+    x, meta = dataset.read(dataset.default_path("cheetah_vel_strangers"), "cheetah_vel")
+    monkeypatch.setattr(dataset, "DATA", tmp_path)
+    dataset.write(tmp_path / "cheetah_vel_strangers.npz", x, meta)
+    x["observations"][:, 1] = 0.5
+    dataset.write(tmp_path / "cheetah_vel.npz", x, meta)
+    for seed, after in enumerate((1.0, 4.0)):
+        keep(tmp_path / "cheetah_vel", "macaw", seed, after)
+        judge(tmp_path / f"cheetah_vel/macaw-s{seed}", "aligned")
+    evidence.poses(tmp_path / "cheetah_vel", tmp_path / "x.png")
+    table = rows(capsys.readouterr().out)
+    assert table["aligned agents", "7"] == ["0.50", "2.5", ""]
+    assert table["strangers", "15"] == ["2.82", "", ""]                 # it runs on its back
+    assert len(table) - 2 == 2 * 5 and (tmp_path / "x.png").exists()  # a head has two lines
+
+
+def test_a_robot_is_drawn_as_it_stands():
+    robot = envs.make("cheetah_vel", envs.FAMILIES["cheetah_vel"].tasks[0]).unwrapped
+    for pitch, width, height in ((0.0, 1.0, 0.0), (np.pi / 3, 0.5, 0.75 ** 0.5)):
+        axes, state = Figure().subplots(), np.zeros(17)
+        state[1] = pitch
+        evidence.draw_robot(axes, robot, state[None], 3.0, "C0")
+        x, y = axes.lines[0].get_data()                                 # of the torso, 1 m long
+        assert np.ptp(x) == pytest.approx(width, abs=1e-6) and x.mean() == pytest.approx(3.0)
+        assert np.ptp(y) == pytest.approx(height, abs=1e-6) and len(axes.lines) == 8
+    assert y[x.argmax()] < y[x.argmin()]                                # it ran with its nose down
+    robot.close()
+
+
 def test_own_exploration_is_over_seeds(tmp_path, capsys):
     for seed, own in enumerate(((-3.0, 0.0), (-1.0, 0.0))):
         keep(tmp_path / "cheetah_vel", "smac", seed, 1.0, own_before=own[0], own_after=own[1])

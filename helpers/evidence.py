@@ -7,6 +7,7 @@
     python -m helpers.evidence few results/cheetah_vel --out few.png    # few training tasks
     python -m helpers.evidence whose results/cheetah_vel --out whose.png    # adapted to whose data
     python -m helpers.evidence context results/cheetah_vel --out context.png    # and to how many
+    python -m helpers.evidence poses results/cheetah_vel --out poses.png    # how those agents move
     python -m helpers.evidence own results --out own.png                # to their own exploration
     python -m helpers.evidence online results --out online.png          # fine-tuning online
 
@@ -17,6 +18,7 @@ import os
 import pathlib
 import re
 
+import mujoco
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -41,6 +43,9 @@ SETTINGS = {"": "",
             "_last": "; adapted to the last third of lives",
             "_random": "; adapted to a random policy's transitions"}
 FAMILIES = "cheetah_vel", "cheetah_dir", "ant_dir", "walker_params"
+GROUPS = dict(aligned="aligned agents", others="independent agents", strangers="strangers")
+FILES = {GROUPS["aligned"]: "", GROUPS["others"]: "_others", "agents that begin alike": "_others2",
+         GROUPS["strangers"]: "_strangers"}                                     # of behaviour data
 CHOSEN_ON = dict(                               # training tasks that settings were chosen on
     cheetah_vel=(3, 5, 9, 12, 13, 20, 22, 28, 31, 33, 35),
     walker_params=(1, 4, 9, 13, 18, 22, 27, 31, 36, 40, 45, 48),
@@ -375,8 +380,7 @@ def few(folder, path):
 
 # ---------------------------------------------------------------------------------- adapted to what
 def whose(folder, path):
-    judged(folder, path, dict(aligned="aligned agents", others="independent agents",
-                              strangers="strangers"), "adapted to the transitions of")
+    judged(folder, path, GROUPS, "adapted to the transitions of")
 
 
 def context(folder, path):
@@ -429,6 +433,79 @@ def judged(folder, path, groups, title):
     axes.set(xlabel="return after adaptation (small dots: tasks)", title=title)
     figure.legend(loc="outside lower center", ncols=len(columns))
     save(figure, path)
+
+
+# ------------------------------------------------------------------------- how the agents move
+def poses(folder, path):
+    """The pitch of a family's agents, in each of its data files, at the end of their lives: nose
+    down is positive, pi on the back (rad). Prints the test tasks', with what MACAW and FOCAL reach
+    once they are adapted to that agent's transitions, over their seeds; draws all tasks', and the
+    agents themselves in the two test tasks where they differ most."""
+    folder = family_at(folder)
+    family, robots = envs.FAMILIES[folder.name], {}
+    try:
+        robot = envs.make(folder.name, family.tasks[0]).unwrapped
+        at = robot.model.joint("rooty").qposadr[0] - 1              # observations leave out x
+    except (AttributeError, KeyError):
+        raise BadInput(f"the robots of {folder.name} do not pitch; give the folder of a family of "
+                       "cheetahs or walkers") from None
+    for label, suffix in FILES.items():
+        if (file := dataset.default_path(folder.name + suffix)).exists():
+            robots[label] = last_episodes(file, folder.name)
+    pitch = {label: {i: np.concatenate(episodes)[:, at].mean() for i, episodes in tasks.items()}
+             for label, tasks in robots.items()}
+    print("| agents | task | pitch | MACAW | FOCAL |\n|---|---|---|---|---|")
+    for group, label in GROUPS.items():
+        if label in robots:
+            after = [adapted_to(group, folders_of(folder, name)) for name in ("macaw", "focal")]
+            for k, i in enumerate(family.test):
+                print(f"| {label} | {i} | {pitch[label][i]:.2f} |",
+                      *("|" if x is None else f"{x[k]:.1f} |" for x in after))
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = figure.subplot_mosaic([["all", "first"], ["all", "second"]], width_ratios=(1, 1.7))
+    for label, leans in pitch.items():
+        panels["all"].plot(*zip(*leans.items()), "o", alpha=0.7, label=label)
+    panels["all"].set(xlabel="task", ylabel="pitch at the end of life (rad)")
+    panels["all"].legend()
+    apart = sorted(family.test, key=lambda i: np.ptp([x[i] for x in pitch.values() if i in x]))
+    for place, i in zip(("first", "second"), sorted(apart[-2:])):
+        axes = panels[place]
+        for k, (label, tasks) in enumerate(robots.items()):
+            if i in tasks:
+                draw_robot(axes, robot, tasks[i][-1], 2.2 * k, f"C{k}")
+                axes.text(2.2 * k, -0.15, label, ha="center", va="top")
+        axes.plot([-0.8, 2.2 * len(robots) - 1.2], [0, 0], color="gray", lw=1)
+        axes.set(title=f"task {i}", aspect="equal")
+        axes.set_ylim(bottom=-0.5)
+        axes.axis("off")
+    save(figure, path)
+    robot.close()
+
+
+def last_episodes(file, env):
+    """States (T + 1, obs) of the last ten episodes of each task's agent, by task."""
+    x, _ = dataset.read(file, env)
+    states = np.split(x["observations"].astype(float), np.cumsum(x["episode_length"] + 1)[:-1])
+    return {i: [states[e] for e in np.flatnonzero(x["episode_task"] == i)[-10:]]
+            for i in np.unique(x["episode_task"]).tolist()}
+
+
+def adapted_to(group, runs):
+    """Return on each task after adaptation to a group's transitions, mean over the runs that were;
+    None without any."""
+    there = [summary_of(run, group) for run in runs if (run / group / "summary.json").exists()]
+    return numbers(there, "after").mean(0) if there else None
+
+
+def draw_robot(axes, robot, states, x, color):
+    """A planar robot in the middle of an episode, at x (m): a thick line for each capsule."""
+    model, data, state = robot.model, robot.data, states[len(states) // 2]
+    robot.set_state(np.r_[0.0, state[:model.nq - 1]], state[model.nq - 1:])
+    for shape in np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_CAPSULE):
+        along = model.geom_size[shape, 1] * data.geom_xmat[shape].reshape(3, 3)[:, 2]
+        ends = data.geom_xpos[shape] + np.outer([-1, 1], along)                 # (2, xyz)
+        axes.plot(x + ends[:, 0], ends[:, 2], color=color, lw=6, solid_capstyle="round")
 
 
 # -------------------------------------------------------------------- their own exploration, online
@@ -566,7 +643,7 @@ def band(axes, tables, color, label):
 
 # ------------------------------------------------------------------------------------- command line
 KINDS = {f.__name__: f
-         for f in (results, early, scores, rotation, few, whose, context, own, online)}
+         for f in (results, early, scores, rotation, few, whose, context, poses, own, online)}
 
 
 def main():
