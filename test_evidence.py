@@ -225,6 +225,8 @@ def test_a_family_may_lack_a_group_of_agents(tmp_path, capsys, quick):
 def test_the_pitch_of_agents_stands_beside_what_is_reached_with_them(tmp_path, capsys, monkeypatch):
     x, meta = dataset.read(dataset.default_path("cheetah_vel_strangers"), "cheetah_vel")
     monkeypatch.setattr(dataset, "DATA", tmp_path)
+    with pytest.raises(BadInput, match="cheetah_vel.npz is not there"):
+        evidence.poses(tmp_path / "cheetah_vel", tmp_path / "x.png")
     dataset.write(tmp_path / "cheetah_vel_strangers.npz", x, meta)
     x["observations"][:, 1] = 0.5
     dataset.write(tmp_path / "cheetah_vel.npz", x, meta)
@@ -232,6 +234,8 @@ def test_the_pitch_of_agents_stands_beside_what_is_reached_with_them(tmp_path, c
         keep(tmp_path / "cheetah_vel", "macaw", seed, after)
         judge(tmp_path / f"cheetah_vel/macaw-s{seed}", "aligned")
     evidence.poses(tmp_path / "cheetah_vel", tmp_path / "x.png")
+    with pytest.raises(BadInput, match="do not pitch"):
+        evidence.poses(tmp_path / "ant_dir", tmp_path / "x.png")
     table = rows(capsys.readouterr().out)
     assert table["aligned agents", "7"] == ["0.50", "2.5", ""]
     assert table["strangers", "15"] == ["2.82", "", ""]                 # it runs on its back

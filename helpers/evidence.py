@@ -450,7 +450,8 @@ def poses(folder, path):
         raise BadInput(f"the robots of {folder.name} do not pitch; give the folder of a family of "
                        "cheetahs or walkers") from None
     for label, suffix in FILES.items():
-        if (file := dataset.default_path(folder.name + suffix)).exists():
+        file = dataset.default_path(folder.name + suffix)
+        if not suffix or file.exists():
             robots[label] = last_episodes(file, folder.name)
     pitch = {label: {i: np.concatenate(episodes)[:, at].mean() for i, episodes in tasks.items()}
              for label, tasks in robots.items()}
@@ -459,8 +460,9 @@ def poses(folder, path):
         if label in robots:
             after = [adapted_to(group, folders_of(folder, name)) for name in ("macaw", "focal")]
             for k, i in enumerate(family.test):
-                print(f"| {label} | {i} | {pitch[label][i]:.2f} |",
-                      *("|" if x is None else f"{x[k]:.1f} |" for x in after))
+                if i in pitch[label]:
+                    print(f"| {label} | {i} | {pitch[label][i]:.2f} |",
+                          *("|" if x is None else f"{x[k]:.1f} |" for x in after))
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplot_mosaic([["all", "first"], ["all", "second"]], width_ratios=(1, 1.7))
