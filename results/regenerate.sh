@@ -147,9 +147,12 @@ runs() {        # family, seeds, names
 # Some of them adapted to other groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params ant_dir; do
     for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large,uncut} \
-            {macaw,mt_awr}_independent; do
+            {macaw,mt_awr}_independent meta_bc mt_awr no_advantage; do
         seeds=[0-4]
-        [ $env-$name != cheetah_vel-macaw ] || seeds=[0-9]
+        case $env-$name in
+            cheetah_vel-macaw | cheetah_vel-no_advantage) seeds=[0-9] ;;
+            walker_params-meta_bc | walker_params-mt_awr) continue ;;
+        esac
         for run in results/$env/$name-s$seeds; do
             [ -e $run/checkpoint.pt ] || continue
             case $env-$name in cheetah_vel-macaw | cheetah_vel-focal)
@@ -197,6 +200,7 @@ done | xargs -r -P 2 -L 1 "$python"
 for run in results/*/*-s?; do rm -f "$run"/checkpoint.pt "$run"/curve.png; done
 "$python" -m helpers.evidence results results --out results/results.png
 "$python" -m helpers.evidence whose results/cheetah_vel --out results/whose_data.png
+"$python" -m helpers.evidence poses results/cheetah_vel --out results/poses.png
 "$python" -m helpers.evidence context results/cheetah_vel --out results/context.png
 "$python" -m helpers.evidence online results --out results/online.png
 "$python" -m helpers.evidence early results --out results/early.png
