@@ -147,11 +147,11 @@ runs() {        # family, seeds, names
 # Some of them adapted to other groups of agents, while their checkpoints are there
 for env in cheetah_vel walker_params ant_dir; do
     for name in {macaw,focal,smac}{,_aligned} macaw_{two,before,large,uncut} \
-            {macaw,mt_awr}_independent meta_bc mt_awr no_advantage; do
+            {macaw,mt_awr}_independent meta_bc mt_awr no_advantage no_wt; do
         seeds=[0-4]
         case $env-$name in
             cheetah_vel-macaw | cheetah_vel-no_advantage) seeds=[0-9] ;;
-            walker_params-meta_bc | walker_params-mt_awr) continue ;;
+            walker_params-meta_bc | walker_params-mt_awr | walker_params-no_wt | cheetah_vel-no_wt) continue ;;
         esac
         for run in results/$env/$name-s$seeds; do
             [ -e $run/checkpoint.pt ] || continue
