@@ -151,7 +151,8 @@ for env in cheetah_vel walker_params ant_dir; do
         seeds=[0-4]
         case $env-$name in
             cheetah_vel-macaw | cheetah_vel-no_advantage) seeds=[0-9] ;;
-            walker_params-meta_bc | walker_params-mt_awr | walker_params-no_wt | cheetah_vel-no_wt) continue ;;
+            walker_params-meta_bc | walker_params-mt_awr | *_params-no_wt | cheetah_vel-no_wt)
+                continue ;;
         esac
         for run in results/$env/$name-s$seeds; do
             [ -e $run/checkpoint.pt ] || continue
