@@ -472,15 +472,8 @@ def poses(folder, path):
     panels["all"].legend()
     apart = sorted(family.test, key=lambda i: np.ptp([x[i] for x in pitch.values() if i in x]))
     for place, i in zip(("first", "second"), sorted(apart[-2:])):
-        axes = panels[place]
-        for k, (label, tasks) in enumerate(robots.items()):
-            if i in tasks:
-                draw_robot(axes, robot, tasks[i][-1], 2.2 * k, f"C{k}")
-                axes.text(2.2 * k, -0.15, label, ha="center", va="top")
-        axes.plot([-0.8, 2.2 * len(robots) - 1.2], [0, 0], color="gray", lw=1)
-        axes.set(title=f"task {i}", aspect="equal")
-        axes.set_ylim(bottom=-0.5)
-        axes.axis("off")
+        draw_robots(panels[place], robot, robots, i)
+        panels[place].set_title(f"task {i}")
     save(figure, path)
     robot.close()
 
@@ -488,8 +481,8 @@ def poses(folder, path):
 def last_episodes(file, env):
     """States (T + 1, obs) of the last ten episodes of each task's agent, by task."""
     x, _ = dataset.read(file, env)
-    states = np.split(x["observations"].astype(float), np.cumsum(x["episode_length"] + 1)[:-1])
-    return {i: [states[e] for e in np.flatnonzero(x["episode_task"] == i)[-10:]]
+    states = np.split(x["observations"], np.cumsum(x["episode_length"] + 1)[:-1])
+    return {i: [states[e].astype(float) for e in np.flatnonzero(x["episode_task"] == i)[-10:]]
             for i in np.unique(x["episode_task"]).tolist()}
 
 
@@ -498,6 +491,19 @@ def adapted_to(group, runs):
     None without any."""
     there = [summary_of(run, group) for run in runs if (run / group / "summary.json").exists()]
     return numbers(there, "after").mean(0) if there else None
+
+
+def draw_robots(axes, robot, robots, task):
+    """The agents of a task side by side, in their last episodes; `robots` has of each data file's
+    label what `last_episodes` gives."""
+    for k, (label, tasks) in enumerate(robots.items()):
+        if task in tasks:
+            draw_robot(axes, robot, tasks[task][-1], 2.2 * k, f"C{k}")
+            axes.text(2.2 * k, -0.15, label, ha="center", va="top")
+    axes.plot([-0.8, 2.2 * len(robots) - 1.2], [0, 0], color="gray", lw=1)
+    axes.set(aspect="equal")
+    axes.set_ylim(bottom=-0.5)
+    axes.axis("off")
 
 
 def draw_robot(axes, robot, states, x, color):
