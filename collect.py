@@ -15,6 +15,7 @@ which is not in the data. An ant on its own learns to stand long before it learn
 
 A killed collection goes on when the same command is given again.
 """
+import copy
 import dataclasses
 import math
 import pathlib
@@ -23,13 +24,15 @@ import gymnasium
 import mujoco
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 import envs
-from helpers import command, dataset
-from helpers.buffers import parse_files, parse_ids
-from helpers.command import BadInput, flag
-from sac import Agents
+from helpers import command, data
+from helpers.command import BadInput, Diverged, flag
+from helpers.data import parse_files, parse_ids
+from macaw import Linear
 
 SAVE_EVERY = 5000       # steps; a killed collection loses no more
 ADVICE = f"the same command goes on from the last whole {SAVE_EVERY} steps"
@@ -67,13 +70,97 @@ PRESETS = {
                        alpha=0.05),
 }
 
+# --------------------------------------------------------------------------- soft actor-critic
+def mlp(nets, agents, inputs, outputs, config):
+    """`nets` nets (actor: 1, twin critics: 2) of each agent, with two hidden layers; all agents
+    begin with the same weights or, independent ones, their own; or share one agent's for good."""
+    width, inputs = config.width, inputs + agents * config.shared
+    copies = nets * agents if config.independent and not config.shared else nets
+    net = nn.Sequential(Linear(inputs, width, copies), nn.ReLU(), Linear(width, width, copies),
+                        nn.ReLU(), Linear(width, outputs, copies))
+    if config.shared:
+        return Shared(net, nets, agents)
+    for p in net.parameters():
+        p.data = p.data.repeat_interleave(nets * agents // copies, 0)       # (nets * N, n)
+    return net
 
+
+class Shared(nn.Module):
+    """One net for N tasks in the place of N nets; it is told the task by a one-hot vector."""
+
+    def __init__(self, net, nets, tasks):
+        super().__init__()
+        self.net, self.nets = net, nets
+        self.register_buffer("told", torch.eye(tasks).repeat(nets, 1)[:, None])
+
+    def forward(self, x):                                                   # (nets * N, B, n)
+        x = torch.cat([x, self.told.expand(-1, x.shape[1], -1)], -1)        # (nets * N, B, n + N)
+        y = self.net(x.view(self.nets, -1, x.shape[-1]))                    # (nets, N * B, out)
+        return y.view(*x.shape[:2], -1)
+
+
+class Agents(nn.Module):
+    """The SAC agents of N tasks. Losses are sums over agents of batch means, so that each agent
+    receives just its own gradient, and one that is shared everyone's."""
+
+    def __init__(self, agents, obs_dim, act_dim, config):
+        super().__init__()
+        self.config, self.act_dim = config, act_dim
+        self.actor = mlp(1, agents, obs_dim, 2 * act_dim, config)
+        self.critics = mlp(2, agents, obs_dim + act_dim, 1, config)
+        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.full((agents,), math.log(config.alpha)))
+        trained = [self.actor.parameters(), self.critics.parameters(), [self.log_alpha]]
+        self.optimizers = [torch.optim.Adam(p, lr=config.lr, fused=True) for p in trained]
+
+    def act(self, obs, noise):
+        """Actions (N, B, act) in [-1, 1] and their log-probabilities (N, B)."""
+        mean, log_std = self.actor(obs).chunk(2, -1)
+        log_std = log_std.clamp(-5, 2)
+        u = mean + log_std.exp() * noise
+        log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        log_prob = log_prob - 2 * (math.log(2) - u - F.softplus(-2 * u))   # change by tanh
+        return u.tanh(), log_prob.sum(-1)
+
+    @staticmethod
+    def q(critics, obs, action):
+        """Both critics' values, (2, N, B)."""
+        x = torch.cat([obs, action], -1).repeat(2, 1, 1)                  # (2N, B, obs + act)
+        return critics(x).view(2, *obs.shape[:2])
+
+    def update(self, obs, action, reward, next_obs, terminated, noise):
+        """One gradient step of every net of every agent; noise is (2, N, B, act)."""
+        config, alpha = self.config, self.log_alpha.detach().exp()[:, None]
+        with torch.no_grad():
+            next_action, next_log_prob = self.act(next_obs, noise[0])
+            next_q = self.q(self.targets, next_obs, next_action).amin(0) - alpha * next_log_prob
+            target = reward + config.gamma * (1 - terminated) * next_q    # (N, B)
+        self.step(1, (self.q(self.critics, obs, action) - target).square().mean(-1).sum())
+
+        self.critics.requires_grad_(False)
+        new_action, log_prob = self.act(obs, noise[1])
+        new_q = self.q(self.critics, obs, new_action).amin(0)
+        self.step(0, (alpha * log_prob - new_q).mean(-1).sum())
+        self.critics.requires_grad_(True)
+
+        entropy_gap = (log_prob.detach() - self.act_dim).mean(-1)         # target: -act_dim
+        self.step(2, -(self.log_alpha * entropy_gap).sum())
+        torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()),
+                             config.tau)
+
+    def step(self, which, loss):
+        self.optimizers[which].zero_grad()
+        loss.backward()
+        self.optimizers[which].step()
+
+
+# --------------------------------------------------------------------------- collecting
 class Collection:
     """N agents, their environments and all their transitions, in the order in which they came."""
 
     def __init__(self, config):
         self.config, self.family = config, envs.FAMILIES[config.env]
-        dataset.check_family(config.env)
+        data.check_family(config.env)
         everyone = list(range(len(self.family.tasks)))
         self.ids = parse_ids(config.tasks, everyone) or everyone
         self.envs = [envs.make(config.env, self.family.tasks[i]) for i in self.ids]
@@ -121,11 +208,11 @@ class Collection:
         replay["obs"][:, t] = self.obs
         replay["action"][:, t] = self.actions()     # rounded to float16 before it is executed, so
         actions = replay["action"][:, t].float().cpu().numpy()      # that stored episodes replay
-        dataset.check_lived(t, action=replay["action"][:, t])
+        check_lived(t, action=replay["action"][:, t])
         outcomes = [env.step(action) for env, action in zip(self.envs, actions)]
         for k, name in enumerate(("next_obs", "reward", "terminated", "truncated")):
             replay[name][:, t] = torch.as_tensor(np.array([outcome[k] for outcome in outcomes]))
-        dataset.check_lived(t, observation=replay["next_obs"][:, t], reward=replay["reward"][:, t])
+        check_lived(t, observation=replay["next_obs"][:, t], reward=replay["reward"][:, t])
         self.obs[:] = replay["next_obs"][:, t]
         self.steps += 1
         for i, (_, reward, terminated, truncated, _) in enumerate(outcomes):
@@ -181,20 +268,81 @@ class Collection:
                            "finish it with those, give another --out, or delete it") from None
 
     def export(self, path):
-        """Write the data file that `dataset.read` describes: whole episodes, evenly spaced."""
-        x = dataset.lives(self.replay, self.episodes, self.ids, self.config.keep)
-        dataset.write(path, x, dict(
-            format=dataset.FORMAT, family=self.config.env,
+        """Write the data file that `helpers.data.read` describes: whole episodes, evenly spaced."""
+        x = lives(self.replay, self.episodes, self.ids, self.config.keep)
+        data.write(path, x, dict(
+            format=data.FORMAT, family=self.config.env,
             tasks={i: self.family.tasks[i] for i in self.ids},
             behavior_final=dict(zip(self.ids, self.returns())),
             collector=dict.fromkeys(self.ids, dataclasses.asdict(self.config)),
             versions=dict(gymnasium=gymnasium.__version__, mujoco=mujoco.__version__)))
 
 
+def check_lived(step, **lived):
+    """Raises Diverged where the agents' numbers of a step (tensors) are such as no file may hold:
+    an overflow of float16 is among them."""
+    for name, x in lived.items():
+        if not (far := x.abs().max().item()) <= data.FARTHEST:
+            raise Diverged(f"step {step} brought an agent's {name} to {far:g}; begin anew with a "
+                           "smaller --lr, --tau, --gamma or --updates")
+
+
+def evenly(lengths, keep):
+    """Which episodes of a life to keep (bool each), evenly spaced, for about `keep` transitions."""
+    chosen, kept, lived, life = [], 0, 0, sum(lengths)
+    for length in lengths:
+        lived += length
+        chosen.append(bool(kept + length / 2 <= lived / life * keep))   # not ahead of the pace
+        kept += length * chosen[-1]
+    return chosen
+
+
+def lives(replay, episodes, ids, keep):
+    """A file's arrays from what was lived: of each task the whole episodes, evenly spaced, for
+    about `keep` transitions. `replay` has columns (N, steps, ...) in the order of `ids`; of each
+    task `episodes` lists [first step, length, seed, return], the last one unfinished."""
+    replay = {name: x.cpu().numpy() for name, x in replay.items()}
+    chosen = []                             # (row, task, number, seed, first, length)
+    for row, task in enumerate(ids):
+        whole = episodes[row][:-1]
+        kept = evenly([length for _, length, _, _ in whole], keep)
+        chosen += [(row, task, number, seed, first, length)
+                   for number, (first, length, seed, _) in enumerate(whole) if kept[number]]
+
+    def lived(name):
+        return np.concatenate([replay[name][row, a:a + n] for row, _, _, _, a, n in chosen])
+    states = [np.r_[replay["obs"][row, a:a + n], replay["next_obs"][row, [a + n - 1]]]
+              for row, _, _, _, a, n in chosen]
+    _, task, number, seed, _, length = np.array(chosen, np.int64).T
+    return dict(observations=np.concatenate(states), actions=lived("action"),
+                rewards=lived("reward"), terminations=lived("terminated"),
+                truncations=lived("truncated"), episode_task=task, episode_number=number,
+                episode_seed=seed, episode_length=length)
+
+
+def join(paths, env, keep):
+    """One file's arrays and metadata from several: of each task the agent that ended best, about
+    `keep` transitions of its life."""
+    files = [data.read(path, env) for path in paths]
+    ids = sorted({int(i) for _, meta in files for i in meta["tasks"]})
+    parts, joined = [], files[0][1] | {name: {} for name in data.BY_TASK}
+    for i in map(str, ids):
+        x, meta = max((f for f in files if i in f[1]["tasks"]),
+                      key=lambda f: f[1]["behavior_final"][i])
+        for name in data.BY_TASK:
+            told = meta.get(name)           # a user's own file may have no collector
+            if isinstance(told, dict) and i in told:
+                joined[name][i] = told[i]
+        length, mine = x["episode_length"], x["episode_task"] == int(i)
+        mine[mine] = evenly(length[mine], keep)
+        parts.append(data.part(x, mine))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, joined
+
+
 def main(config, given):
     command.alone()
     command.check_device(config.device)
-    out = command.new_file(config.out or dataset.default_path(config.env))
+    out = command.new_file(config.out or data.default_path(config.env))
     if config.shared and config.independent:
         raise BadInput("--shared and --independent contradict each other; give --no-shared or none")
     if min(config.steps, config.keep) < (episode := envs.FAMILIES[config.env].horizon):
@@ -202,7 +350,7 @@ def main(config, given):
     if "join" in given:
         if unused := sorted(given.keys() - {"env", "out", "join", "keep"}):
             raise BadInput(f"--join makes no use of --{unused[0].replace('_', '-')}; leave it out")
-        return dataset.write(out, *dataset.join(parse_files(config.join), config.env, config.keep))
+        return data.write(out, *join(parse_files(config.join), config.env, config.keep))
     with command.lock(f"{out}.lock"), command.stopping(ADVICE):
         live(Collection(config), config, out)
 

@@ -17,11 +17,13 @@ environment. Episodes are truncated at the family's horizon; only ants and walke
 The observation is Gymnasium's own and never tells the task; the authors' cheetah adds the torso's
 position, which grows without bound. `info` has the reward's terms, named "reward_...".
 """
+import contextlib
 from typing import NamedTuple
 
 import gymnasium
 import mujoco
 import numpy as np
+import torch
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
@@ -168,3 +170,33 @@ add("point_goal", PointGoal, _point_tasks(), test=(2, 7, 12, 17), horizon=40)
 def make(family: str, task: dict, **kwargs) -> gymnasium.Env:
     """The environment of one task; kwargs go to it too (render_mode="rgb_array", say)."""
     return gymnasium.make(f"macaw/{family}-v0", disable_env_checker=True, **task, **kwargs)
+
+
+@contextlib.contextmanager
+def environments_of(env, tasks):
+    """The environments of a family's tasks with these ids, closed at the end."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(contextlib.closing(make(env, FAMILIES[env].tasks[i])))
+               for i in tasks]
+
+
+@torch.no_grad()
+def rollout(policies, environments, seeds, observe, record=None):
+    """Undiscounted returns (N,) of an episode of each of N policies, in lock-step.
+
+    `observe` turns the environments' states (N, obs) into what the policies see, (N, 1, obs).
+    `record` is told each transition: k of N, then state, action, reward, next state, and whether
+    the episode terminated.
+    """
+    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds)],
+                   dtype=np.float64)                        # a reset may give whole numbers
+    total, alive = np.zeros(len(obs)), np.ones(len(obs), bool)
+    while alive.any():
+        action = policies(observe(obs))[:, 0].cpu().numpy()             # of (N, 1, act)
+        for i in np.flatnonzero(alive):
+            following, reward, terminated, truncated, _ = environments[i].step(action[i])
+            if record:
+                record(i, obs[i].copy(), action[i], reward, following, terminated)
+            obs[i], total[i] = following, total[i] + reward
+            alive[i] = not (terminated or truncated)
+    return total

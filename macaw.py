@@ -403,7 +403,25 @@ def meta_train(run, until):
         run.descend(value_loss=loss_V / len(tasks), policy_loss=loss_pi / len(tasks))   # 10, 11
 
 
-MACAW = Method(Macaw, Config, meta_train, PRESETS, VARIANTS, parallel=True)
+def meta_test(run, draws):
+    """Algorithm 2 on the held-out tasks: returns before and after adaptation, (tasks,) each, means
+    over `draws` batches of the task's buffer, each with an episode of the mean actions after it.
+
+    Batches and episodes are the same at every evaluation, and no random stream of the training is
+    touched.
+    """
+    config, buffers, results = run.config, run.buffers, []
+    tasks = [i for i in buffers.test for _ in range(draws)]                         # line 1
+    D, = buffers.sample(tasks, [config.test_batch], torch.Generator().manual_seed(0))
+    with envs.environments_of(config.env, tasks) as environments:
+        for adapted in (False, True):
+            policies = run.learner.policies(D, adapted)                             # lines 3 to 7
+            returns = envs.rollout(policies, environments, range(len(tasks)), buffers.observe)
+            results.append(returns.reshape(-1, draws).mean(-1))
+    return results
+
+
+MACAW = Method(Macaw, Config, meta_train, meta_test, PRESETS, VARIANTS, parallel=True)
 
 if __name__ == "__main__":
     main(MACAW, __doc__)

@@ -5,17 +5,17 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from conftest import HERE, batch_of, meta_loss
 
 import macaw
-import straightforward
-from conftest import HERE, batch_of, meta_loss
-from helpers.buffers import Batch
+from experiments import straightforward
+from helpers.data import Batch
 
 # ------------------------------------------------------- the released code's numbers (golden files)
 # golden/*.npz hold one meta-step of the authors' program each, in float64: 3 tasks, batch 16.
 
 GOLDEN = ([pathlib.Path(os.environ["MACAW_GOLDEN"])] if "MACAW_GOLDEN" in os.environ
-          else sorted((HERE / "golden").glob("*.npz")))
+          else sorted((HERE / "tests/golden").glob("*.npz")))
 
 
 class Golden:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a n
 
 import envs
 from helpers.command import BadInput, Parser, check_writable, one_sentence, replacing
-from helpers.dataset import is_number
+from helpers.data import is_number
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73", "focal": "#CC79A7",
           "pearl": "#D55E00", "smac": "#56B4E9"}                # Okabe and Ito

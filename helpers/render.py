@@ -58,7 +58,7 @@ def captioned(picture, *lines):
     return frame
 
 
-def side_by_side(run, rollout, path):
+def side_by_side(run, path):
     """Writes the GIF of the last held-out task; every second step, at the task's own pace."""
     config, buffers, i = run.config, run.buffers, run.buffers.test[-1]
     task, films = envs.FAMILIES[config.env].tasks[i], []
@@ -66,8 +66,8 @@ def side_by_side(run, rollout, path):
     env = camera(config.env, task)
     for adapted, name in ((False, "before"), (True, "after")):
         speeds = [0.0]                                              # at rest, then after each step
-        total, = rollout(run.learner.policies(batch, adapted), [env], [0], buffers,
-                         record=lambda *_: speeds.append(speed(env.unwrapped)))
+        total, = envs.rollout(run.learner.policies(batch, adapted), [env], [0], buffers.observe,
+                              record=lambda *_: speeds.append(speed(env.unwrapped)))
         films.append([captioned(picture, f"{name} adaptation: return {total:.0f}",
                                 f"{goal(task)}speed {v:.2f} m/s")
                       for picture, v in list(zip(env.render(), speeds))[::2]])

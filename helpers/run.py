@@ -32,9 +32,8 @@ from tqdm import tqdm
 
 import envs
 from helpers import command, plot, render
-from helpers.buffers import Buffers, parse_files
 from helpers.command import BadInput, Diverged, flag
-from helpers.dataset import default_path, shipped_lenders
+from helpers.data import Buffers, default_path, parse_files, shipped_lenders
 
 CHECKPOINT_FORMAT = 2
 EARLY = 0, 10, 30, 100          # steps at which a run is evaluated too, for its first moments
@@ -86,6 +85,7 @@ class Method(NamedTuple):
     learner: Callable           # (obs_dim, act_dim, config) -> a learner
     config: type                # a RunConfig with the method's own settings
     train: Callable             # (run, until)
+    test: Callable              # (run, draws): returns before and after adaptation (tasks,)
     presets: dict               # of each family, what it needs differently from the defaults
     variants: dict              # of each ablation and baseline, what makes it one
     parallel: bool = False      # whether several processes can share a step, each some tasks of it
@@ -153,9 +153,9 @@ class Run:
             return
         self.seconds = time.time() - start
         if step == config.steps:
-            returns = self.returns = evaluate(self, config.final_draws)
+            returns = self.returns = self.method.test(self, config.final_draws)
         else:
-            returns = evaluate(self, EVAL_DRAWS)
+            returns = self.method.test(self, EVAL_DRAWS)
         before, after = (x.mean() for x in returns)
         self.check_finite(before, "return before adaptation")
         self.check_finite(after, "return after adaptation")
@@ -209,56 +209,11 @@ class Run:
                            f"with smaller step sizes ({sizes}){cut}")
 
 
-# ---------------------------------------------------------------------------- rollout, evaluation
-@contextlib.contextmanager
-def environments_of(env, tasks):
-    """The environments of a family's tasks with these ids, closed at the end."""
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(contextlib.closing(envs.make(env, envs.FAMILIES[env].tasks[i])))
-               for i in tasks]
-
-
-@torch.no_grad()
-def rollout(policies, environments, seeds, buffers, record=None):
-    """Undiscounted returns (N,) of an episode of each of N policies, in lock-step. `record` is told
-    each transition: k of N, then state, action, reward, next state, whether it terminated."""
-    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds)],
-                   dtype=np.float64)                        # a reset may give whole numbers
-    total, alive = np.zeros(len(obs)), np.ones(len(obs), bool)
-    while alive.any():
-        action = policies(buffers.observe(obs))[:, 0].cpu().numpy()        # of (N, 1, obs)
-        for i in np.flatnonzero(alive):
-            following, reward, terminated, truncated, _ = environments[i].step(action[i])
-            if record:
-                record(i, obs[i].copy(), action[i], reward, following, terminated)
-            obs[i], total[i] = following, total[i] + reward
-            alive[i] = not (terminated or truncated)
-    return total
-
-
-def evaluate(run, draws):
-    """Meta-testing on the held-out tasks: returns before and after adaptation, (tasks,) each, means
-    over `draws` batches of the task's buffer, each with an episode after it.
-
-    Batches and episodes are the same at every evaluation, and no random stream of the training is
-    touched.
-    """
-    config, buffers = run.config, run.buffers
-    tasks = [i for i in buffers.test for _ in range(draws)]
-    batch, = buffers.sample(tasks, [config.test_batch], torch.Generator().manual_seed(0))
-    results = []
-    with environments_of(config.env, tasks) as environments:
-        for adapted in (False, True):
-            returns = rollout(run.learner.policies(batch, adapted), environments,
-                              range(len(tasks)), buffers)
-            results.append(returns.reshape(-1, draws).mean(-1))
-    return results
-
-
+# ------------------------------------------------------------------------------------- summary
 def summary(run):
     """What `summary.json` holds: returns on the held-out tasks at the last checkpoint."""
     config, buffers = run.config, run.buffers
-    before, after = run.returns or evaluate(run, config.final_draws)
+    before, after = run.returns or run.method.test(run, config.final_draws)
     run.check_finite(before.mean() + after.mean(), "return")
     notes = {} if config.evaluate else run.notes        # they were taken in training
     tasks = [dict(id=i, before=float(b), after=float(a), behavior_final=buffers.behavior_final[i],
@@ -490,7 +445,7 @@ def train(run):
 def finish(run, result):
     report(result)
     if run.config.render:
-        render.side_by_side(run, rollout, run.config.render)
+        render.side_by_side(run, run.config.render)
 
 
 def main(method, doc):

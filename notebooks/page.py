@@ -20,17 +20,16 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import envs
-import focal
 import macaw
-import smac
-from helpers import dataset, plot
-from helpers.buffers import parse_ids
+from baselines import focal, smac
+from helpers import data, plot
 from helpers.command import BadInput, Parser, check_writable, load_tensors, one_sentence, replacing
-from helpers.run import environments_of, load, rollout
+from helpers.data import parse_ids
+from helpers.run import load
 
 HERE = pathlib.Path(__file__).resolve().parent
 ENV, PLACE = "cheetah_vel", "/*DATA*/"          # the family, and the data's place in the template
-WHOSE = {"aligned": dataset.default_path(ENV), "strangers": dataset.DATA / f"{ENV}_strangers.npz"}
+WHOSE = {"aligned": data.default_path(ENV), "strangers": data.DATA / f"{ENV}_strangers.npz"}
 METHODS = macaw.MACAW, focal.FOCAL, smac.SMAC
 FILM = slice(99, 140)                           # steps of an episode that the page plays
 SPEED = 8                                       # place of the torso's speed in an observation
@@ -58,11 +57,12 @@ def episodes(run, D, tasks, adapted):
     """Returns, speeds (N, steps) and films (N, frames, 9) of an episode of each task; a frame is
     MuJoCo's qpos: x since the film's begin, height, pitch and six joints' angles."""
     poses = [[] for _ in tasks]
-    with environments_of(ENV, tasks) as environments:
-        data = [env.unwrapped.data for env in environments]
+    with envs.environments_of(ENV, tasks) as environments:
+        worlds = [env.unwrapped.data for env in environments]
         dt = environments[0].unwrapped.dt
-        total = rollout(run.learner.policies(D, adapted), environments, tasks, run.buffers,
-                        record=lambda k, *_: poses[k].append(data[k].qpos.copy()))
+        total = envs.rollout(run.learner.policies(D, adapted), environments, tasks,
+                             run.buffers.observe,
+                             record=lambda k, *_: poses[k].append(worlds[k].qpos.copy()))
     poses = np.array(poses)                                             # (N, steps, 9)
     x = np.concatenate([poses[:, :1, 0], poses[..., 0]], 1)             # the first step's is lost
     film = poses[:, FILM].copy()
@@ -120,7 +120,7 @@ def content(paths, tasks):
             agents[group] = [round(run.buffers.behavior_final[i], 1) for i in ids]
             print(f"{name} adapted to {group}: mean return "
                   f"{np.mean(methods[name][group]['returns']):.1f}", flush=True)
-    with environments_of(ENV, [0]) as (env,):
+    with envs.environments_of(ENV, [0]) as (env,):
         world, dt = env.unwrapped.model, env.unwrapped.dt
         width = float(world.geom_size[1, 0])                            # radius of the capsules
         bodies = skeleton(world)

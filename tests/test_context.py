@@ -4,11 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import command_line, refused
 
 import envs
-import focal
-import smac
-from conftest import command_line, refused
+from baselines import focal, smac
 from helpers import run as runs
 from helpers.command import BadInput
 from helpers.run import Run, summary

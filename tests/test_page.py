@@ -7,9 +7,9 @@ import re
 import mujoco
 import numpy as np
 import pytest
+from conftest import HERE, command_line, refused
 
 import envs
-from conftest import HERE, command_line, refused
 
 CLOSED = {"meta", "input"}                      # tags that have no end
 

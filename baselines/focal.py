@@ -16,8 +16,8 @@ Offline PEARL (Rakelly et al., 2019, on fixed data, as in MACAW's paper): the en
 Gaussian for each transition, q(z | c) is their product, it is trained through the critics and by
 the KL divergence to the prior N(0, I), and nothing keeps the actor near the data.
 
-    python focal.py --env cheetah_vel                               # FOCAL
-    python focal.py --env cheetah_vel --variant pearl               # or pearl_regularised
+    python -m baselines.focal --env cheetah_vel                               # FOCAL
+    python -m baselines.focal --env cheetah_vel --variant pearl               # or pearl_regularised
 
 Where we leave the papers:
  1. The actor is regularised by advantage weights (AWAC, Nair et al., 2020), not by a dual KL
@@ -280,7 +280,7 @@ def train(run, until):
         focal.follow()
 
 
-FOCAL = Method(Focal, Config, train, PRESETS, VARIANTS)
+FOCAL = Method(Focal, Config, train, macaw.meta_test, PRESETS, VARIANTS)
 
 if __name__ == "__main__":
     main(FOCAL, __doc__)

@@ -10,12 +10,11 @@ import subprocess
 import sys
 
 import pytest
+from conftest import HERE
 
 import collect
-import focal
 import macaw
-import smac
-from conftest import HERE
+from baselines import focal, smac
 from helpers import command
 
 PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]

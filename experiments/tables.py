@@ -1,15 +1,15 @@
 """What the docs quote: tables and figures over many runs, with 95% bootstrap intervals.
 
-    python -m helpers.evidence results results --out results.png        # every method and setting
-    python -m helpers.evidence early results --out early.png            # leads while training
-    python -m helpers.evidence scores results --out scores.png          # families put together
-    python -m helpers.evidence rotation results --out rotation.png      # other held-out tasks
-    python -m helpers.evidence few results/cheetah_vel --out few.png    # few training tasks
-    python -m helpers.evidence whose results/cheetah_vel --out whose.png    # adapted to whose data
-    python -m helpers.evidence context results/cheetah_vel --out context.png    # and to how many
-    python -m helpers.evidence poses results/cheetah_vel --out poses.png    # how those agents move
-    python -m helpers.evidence own results --out own.png                # to their own exploration
-    python -m helpers.evidence online results --out online.png          # fine-tuning online
+    python -m experiments.tables results results --out results.png        # every method and setting
+    python -m experiments.tables early results --out early.png            # leads while training
+    python -m experiments.tables scores results --out scores.png          # families put together
+    python -m experiments.tables rotation results --out rotation.png      # other held-out tasks
+    python -m experiments.tables few results/cheetah_vel --out few.png    # few training tasks
+    python -m experiments.tables whose results/cheetah_vel --out whose.png   # adapted to whose data
+    python -m experiments.tables context results/cheetah_vel --out context.png    # and to how many
+    python -m experiments.tables poses results/cheetah_vel --out poses.png   # how these move
+    python -m experiments.tables own results --out own.png                # to their own exploration
+    python -m experiments.tables online results --out online.png          # fine-tuning online
 
 Each prints its table. An interval is over seeds and tasks; over seeds alone where the tasks tested
 are all that there are (cheetah_dir). Differences are paired: the same task and the same seed.
@@ -23,10 +23,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import envs
-from helpers import dataset
+from helpers import data
 from helpers.command import BadInput, Parser, one_sentence
 from helpers.plot import COLORS, METHODS, check_picture, numbers, read, save, vary
-from helpers.run import environments_of
 
 SETTINGS = {"": "",
             "_lives": "; both batches from aligned agents, D^ts from whole lives",
@@ -230,7 +229,7 @@ def random_returns(env, tasks, episodes=10):
     """Mean return of uniform actions on each of these tasks (tasks,), played here: the ants' first
     stored episode is of a net already, which stands."""
     returns = np.zeros(len(tasks))
-    with environments_of(env, tasks) as environments:
+    with envs.environments_of(env, tasks) as environments:
         for k, world in enumerate(environments):
             world.action_space.seed(0)
             for episode in range(episodes):
@@ -450,7 +449,7 @@ def poses(folder, path):
         raise BadInput(f"the robots of {folder.name} do not pitch; give the folder of a family of "
                        "cheetahs or walkers") from None
     for label, suffix in FILES.items():
-        file = dataset.default_path(folder.name + suffix)
+        file = data.default_path(folder.name + suffix)
         if not suffix or file.exists():
             robots[label] = last_episodes(file, folder.name)
     pitch = {label: {i: np.concatenate(episodes)[:, at].mean() for i, episodes in tasks.items()}
@@ -480,7 +479,7 @@ def poses(folder, path):
 
 def last_episodes(file, env):
     """States (T + 1, obs) of the last ten episodes of each task's agent, by task."""
-    x, _ = dataset.read(file, env)
+    x, _ = data.read(file, env)
     states = np.split(x["observations"], np.cumsum(x["episode_length"] + 1)[:-1])
     return {i: [states[e].astype(float) for e in np.flatnonzero(x["episode_task"] == i)[-10:]]
             for i in np.unique(x["episode_task"]).tolist()}
@@ -609,7 +608,7 @@ def online(folder, path):
 def life(env, pieces=20):
     """Environment steps and mean return of the test tasks' agents over their lives, which the data
     file holds an evenly spaced part of."""
-    x, meta = dataset.read(dataset.default_path(env), env)
+    x, meta = data.read(data.default_path(env), env)
     family, returns, curves = envs.FAMILIES[env], returns_of(x), []
     for i in family.test:
         mine = x["episode_task"] == i

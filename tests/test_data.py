@@ -9,15 +9,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from conftest import HERE, command_line, config_of, data_file, refused, run_of, step
 
 import collect
 import envs
 import helpers.run
 import macaw
-import sac
-from conftest import HERE, command_line, config_of, data_file, refused, run_of, step
-from helpers import command, dataset
-from helpers.buffers import Buffers
+from helpers import command, data
+from helpers.data import Buffers
 from helpers.run import load, summary
 
 SIZES = dict(inner_batch=4, outer_batch=4, test_batch=4, tasks_per_step=1)
@@ -27,7 +26,7 @@ SIZES = dict(inner_batch=4, outer_batch=4, test_batch=4, tasks_per_step=1)
 @pytest.mark.parametrize("path", sorted((HERE / "data").glob("*.npz")), ids=lambda p: p.stem)
 def test_shipped_episodes_replay_from_their_seed_and_actions(path):
     family = re.sub("_(others.*|strangers)", "", path.stem)
-    x, meta = dataset.read(path, family)
+    x, meta = data.read(path, family)
     assert path.stat().st_size <= 25e6
     tasks = envs.FAMILIES[family].tasks
     assert meta["tasks"] == {i: tasks[int(i)] for i in meta["tasks"]}
@@ -164,8 +163,8 @@ def groups_of_agents(tmp_path, lenders, **changes):
         n = 5 if name == "third" else 10                                    # episodes a task
         x = data_file(tmp_path / "x.npz", [20] * n * len(ids), [False] * n * len(ids),
                       np.repeat(ids, n))
-        _, meta = dataset.read(tmp_path / "x.npz", "point_goal")
-        dataset.write(tmp_path / f"{name}.npz",
+        _, meta = data.read(tmp_path / "x.npz", "point_goal")
+        data.write(tmp_path / f"{name}.npz",
                       dict(x, actions=np.full_like(x["actions"], action)), meta)
     return Buffers(tmp_path / "own.npz", config_of(**{**SIZES, **changes}),
                    lenders=[tmp_path / f"{name}.npz" for name in lenders])
@@ -187,12 +186,12 @@ def test_what_never_varies_is_no_signal(tmp_path):
 
 
 def test_lenders_have_no_comma_in_their_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "DATA", tmp_path / "my, thesis")
-    assert dataset.shipped_lenders("point_goal") == ""
+    monkeypatch.setattr(data, "DATA", tmp_path / "my, thesis")
+    assert data.shipped_lenders("point_goal") == ""
     (tmp_path / "my, thesis").mkdir()
     (tmp_path / "my, thesis/point_goal_others.npz").write_bytes(b"")
     with pytest.raises(command.BadInput, match="comma"):
-        dataset.shipped_lenders("point_goal")
+        data.shipped_lenders("point_goal")
 
 
 def test_what_is_adapted_to_comes_from_lenders_and_the_rest_from_the_data_file(tmp_path):
@@ -223,8 +222,8 @@ def test_lenders_change_no_statistic_and_no_other_number(tmp_path):
 
 def test_integers_of_any_kind_will_do(tmp_path):
     x = data_file(tmp_path / "a.npz", [40, 3] * 20, [False] * 40, np.repeat([0, 2], 20))
-    _, meta = dataset.read(tmp_path / "a.npz", "point_goal")
-    dataset.write(tmp_path / "b.npz", dict(x, episode_length=x["episode_length"].astype(np.uint8),
+    _, meta = data.read(tmp_path / "a.npz", "point_goal")
+    data.write(tmp_path / "b.npz", dict(x, episode_length=x["episode_length"].astype(np.uint8),
                                            episode_task=x["episode_task"].astype(np.uint64)), meta)
     a, b = (Buffers(tmp_path / name, config_of(**SIZES)) for name in ("a.npz", "b.npz"))
     assert torch.equal(a.last, b.last) and torch.equal(a.first, b.first)
@@ -234,25 +233,25 @@ def test_a_file_tells_of_its_own_tasks_alone(tmp_path):
     """So a file that was cut with `part` hides no task of the others that it is joined with."""
     told = dict(behavior_final={1: 1.0, 2: 2.0, 3: 3.0}, collector={1: "a", 2: "a", 3: "a"})
     x = data_file(tmp_path / "full.npz", [4, 5, 6], [False] * 3, [1, 2, 3], **told)
-    _, meta = dataset.read(tmp_path / "full.npz", "point_goal")
-    few = dataset.part(x, np.array([True, False, True]))
-    dataset.write(tmp_path / "few.npz", few, meta)
+    _, meta = data.read(tmp_path / "full.npz", "point_goal")
+    few = data.part(x, np.array([True, False, True]))
+    data.write(tmp_path / "few.npz", few, meta)
     with np.load(tmp_path / "few.npz") as file:
         written = json.loads(str(file["metadata"]))
-    assert written == dataset.read(tmp_path / "few.npz", "point_goal")[1]
-    assert all(set(written[name]) == {"1", "3"} for name in dataset.BY_TASK)
+    assert written == data.read(tmp_path / "few.npz", "point_goal")[1]
+    assert all(set(written[name]) == {"1", "3"} for name in data.BY_TASK)
     assert set(meta["tasks"]) == {"1", "2", "3"}                            # whose caller has it
     np.savez(tmp_path / "untrue.npz", metadata=np.array(json.dumps(meta)), **few)
     for first in ("few.npz", "untrue.npz"):
-        x, joined = dataset.join([tmp_path / first, tmp_path / "full.npz"], "point_goal", keep=100)
+        x, joined = data.join([tmp_path / first, tmp_path / "full.npz"], "point_goal", keep=100)
         assert x["episode_task"].tolist() == [1, 2, 3]
-        assert all(set(joined[name]) == {"1", "2", "3"} for name in dataset.BY_TASK)
+        assert all(set(joined[name]) == {"1", "2", "3"} for name in data.BY_TASK)
 
 
 @pytest.mark.parametrize("collector", [None, "me", {"0": "me"}])
 def test_a_file_of_ones_own_need_not_tell_of_collectors_and_may_tell_more(collector, tmp_path):
     x = data_file(tmp_path / "a.npz", [40, 3] * 20, [False] * 40, np.repeat([0, 2], 20))
-    _, meta = dataset.read(tmp_path / "a.npz", "point_goal")
+    _, meta = data.read(tmp_path / "a.npz", "point_goal")
     for name, thing in (("tasks", {}), ("behavior_final", "good")):
         meta[name] |= {"banana": thing, "77": thing}
     meta["collector"] = collector
@@ -260,7 +259,7 @@ def test_a_file_of_ones_own_need_not_tell_of_collectors_and_may_tell_more(collec
         del meta["collector"]
     np.savez(tmp_path / "b.npz", metadata=np.array(json.dumps(meta)), **x)
     assert set(Buffers(tmp_path / "b.npz", config_of(**SIZES)).behavior_final) == {0, 2}
-    joined, told = dataset.join([tmp_path / "b.npz"], "point_goal", keep=10_000)
+    joined, told = data.join([tmp_path / "b.npz"], "point_goal", keep=10_000)
     assert len(joined["rewards"]) == 20 * 43 and set(told["tasks"]) == {"0", "2"}
     assert told["collector"] == ({"0": "me"} if collector == {"0": "me"} else {})
 
@@ -276,20 +275,20 @@ def test_a_file_of_ones_own_need_not_tell_of_collectors_and_may_tell_more(collec
     ("episode_seed", lambda x: x.astype(np.uint64) + np.uint64(2 ** 63), "'episode_seed' outside")])
 def test_numbers_that_would_do_harm_are_refused(name, change, words, tmp_path):
     x = data_file(tmp_path / "x.npz", [4, 5, 6, 7], [False] * 4, [1, 1, 1, 2])
-    _, meta = dataset.read(tmp_path / "x.npz", "point_goal")
-    dataset.write(tmp_path / "x.npz", dict(x, **{name: change(x[name])}), meta)
+    _, meta = data.read(tmp_path / "x.npz", "point_goal")
+    data.write(tmp_path / "x.npz", dict(x, **{name: change(x[name])}), meta)
     with pytest.raises(command.BadInput, match=words) as problem:
-        dataset.read(tmp_path / "x.npz", "point_goal")
+        data.read(tmp_path / "x.npz", "point_goal")
     assert ". " not in str(problem.value) and "\n" not in str(problem.value)
 
 
 def test_half_precision_and_lives_that_begin_anew_are_no_harm(tmp_path):
     x = data_file(tmp_path / "x.npz", [4, 5, 6, 7], [False] * 4, [1, 1, 2, 2])
-    _, meta = dataset.read(tmp_path / "x.npz", "point_goal")
+    _, meta = data.read(tmp_path / "x.npz", "point_goal")
     half = {name: x[name].astype(np.float16) for name in ("observations", "actions", "rewards")}
     number = np.array([3, 7, 0, 1], np.uint8)
-    dataset.write(tmp_path / "x.npz", dict(x, **half, episode_number=number), meta)
-    assert dataset.read(tmp_path / "x.npz", "point_goal")[0]["episode_number"].tolist() == [
+    data.write(tmp_path / "x.npz", dict(x, **half, episode_number=number), meta)
+    assert data.read(tmp_path / "x.npz", "point_goal")[0]["episode_number"].tolist() == [
         3, 7, 0, 1]
 
 
@@ -307,11 +306,11 @@ def test_lenders_that_do_not_fit_are_refused(tmp_path):
 
 def test_without_flags_all_agents_that_we_ship_lend_and_with_data_its_own(tmp_path, monkeypatch):
     for env, groups in (("cheetah_vel", ["", "_others", "_others2"]), ("ant_dir", ["", "_others"])):
-        files = dataset.shipped_lenders(env).split(",")
+        files = data.shipped_lenders(env).split(",")
         assert [file.rpartition("/")[2] for file in files] == [     # no strangers
             f"{env}{group}.npz" for group in groups]
-    assert dataset.shipped_lenders("walker_params") == ""
-    files = dataset.shipped_lenders("cheetah_vel").split(",")
+    assert data.shipped_lenders("walker_params") == ""
+    files = data.shipped_lenders("cheetah_vel").split(",")
     used = []
     monkeypatch.setattr(helpers.run, "Run", lambda method, config: used.append(config) or 1 / 0)
     for given, lenders in ((dict(), ",".join(files)), (dict(data="mine.npz"), ""),
@@ -376,7 +375,7 @@ def test_a_killed_collection_resumes_exactly(kind, tmp_path, monkeypatch):
         collect.main(config, {})
     monkeypatch.setattr(collect.Collection, "step", step)
     collect.main(config, {})
-    a, b = (dataset.read(tmp_path / name, "point_goal") for name in ("a.npz", "whole.npz"))
+    a, b = (data.read(tmp_path / name, "point_goal") for name in ("a.npz", "whole.npz"))
     for name in a[0]:
         np.testing.assert_array_equal(a[0][name], b[0][name])
     assert a[1] == b[1] and not (tmp_path / "a.unfinished").exists()
@@ -472,7 +471,7 @@ def test_agents_do_not_touch_each_other():
     def weights(others):
         torch.manual_seed(0)
         config = collect.Config(width=8)
-        agents = sac.Agents(3, 4, 2, config)
+        agents = collect.Agents(3, 4, 2, config)
         random = torch.Generator().manual_seed(1)
 
         def draw(*shape):
@@ -491,7 +490,7 @@ def test_agents_do_not_touch_each_other():
 def test_sac_update_equals_the_formulas_for_one_agent():
     torch.manual_seed(0)
     config = collect.Config(width=8, lr=0.0, alpha=0.3, gamma=0.9, tau=0.5)
-    agents = sac.Agents(2, 4, 2, config)
+    agents = collect.Agents(2, 4, 2, config)
     with torch.no_grad():                                           # targets that differ
         for p in agents.targets.parameters():
             p.add_(0.1)
@@ -617,13 +616,13 @@ def test_a_full_disk_is_said_as_the_system_says_it(tmp_path, monkeypatch):
 
 
 def test_episodes_are_kept_evenly_over_a_life():
-    assert np.flatnonzero(dataset.evenly([2] * 12, keep=6)).tolist() == [1, 5, 9]
-    assert dataset.evenly([3, 1, 4, 1, 5], keep=14) == [True] * 5
+    assert np.flatnonzero(data.evenly([2] * 12, keep=6)).tolist() == [1, 5, 9]
+    assert data.evenly([3, 1, 4, 1, 5], keep=14) == [True] * 5
     random = np.random.default_rng(0)
     lengths = random.integers(1, 200, 300)
-    lives = np.cumsum(lengths)[dataset.evenly(lengths, keep=3000)] / lengths.sum()
+    lives = np.cumsum(lengths)[data.evenly(lengths, keep=3000)] / lengths.sum()
     np.testing.assert_allclose(lives, np.linspace(0, 1, len(lives)), atol=0.1)
-    assert lengths[dataset.evenly(lengths, keep=3000)].sum() == pytest.approx(3000, abs=200)
+    assert lengths[data.evenly(lengths, keep=3000)].sum() == pytest.approx(3000, abs=200)
 
 
 def test_joined_files_keep_the_best_agent_of_each_task(tmp_path):
@@ -631,11 +630,11 @@ def test_joined_files_keep_the_best_agent_of_each_task(tmp_path):
               behavior_final={1: -5.0, 2: -9.0}, collector={1: "a", 2: "a"})
     data_file(tmp_path / "b.npz", [7, 8], [False] * 2, [2, 3], seed=2,
               behavior_final={2: -3.0, 3: -1.0}, collector={2: "b", 3: "b"})
-    x, meta = dataset.join([tmp_path / "a.npz", tmp_path / "b.npz"], "point_goal", keep=100)
+    x, meta = data.join([tmp_path / "a.npz", tmp_path / "b.npz"], "point_goal", keep=100)
     assert x["episode_task"].tolist() == [1, 2, 3]
     assert x["episode_length"].tolist() == [4, 7, 8]
     assert meta["collector"] == {"1": "a", "2": "b", "3": "b"}
-    a, b = (dataset.read(tmp_path / name, "point_goal")[0] for name in ("a.npz", "b.npz"))
+    a, b = (data.read(tmp_path / name, "point_goal")[0] for name in ("a.npz", "b.npz"))
     np.testing.assert_array_equal(x["rewards"], np.r_[a["rewards"][:4], b["rewards"]])
     np.testing.assert_array_equal(x["observations"],
                                   np.r_[a["observations"][:5], b["observations"]])

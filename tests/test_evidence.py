@@ -4,14 +4,15 @@ import json
 import pathlib
 import resource
 
+import conftest
 import numpy as np
 import pytest
+from conftest import command_line
 from matplotlib.figure import Figure
 
-import conftest
 import envs
-from conftest import command_line
-from helpers import dataset, evidence, plot
+from experiments import tables
+from helpers import data, plot
 from helpers.command import BadInput
 
 
@@ -38,10 +39,10 @@ def rows(text):
 @pytest.fixture
 def quick(monkeypatch):
     """No resampling and no data files, for what does not depend on them."""
-    monkeypatch.setattr(evidence, "interval", lambda x, tasks=True: [x.mean()] * 3)
-    monkeypatch.setattr(evidence, "aggregate", lambda parts, statistic: [0.0] * 3)
-    monkeypatch.setattr(evidence, "random_returns", lambda env, tasks: np.zeros(len(tasks)))
-    monkeypatch.setattr(evidence, "life", lambda env: ([0, 1], [0, 1]))
+    monkeypatch.setattr(tables, "interval", lambda x, tasks=True: [x.mean()] * 3)
+    monkeypatch.setattr(tables, "aggregate", lambda parts, statistic: [0.0] * 3)
+    monkeypatch.setattr(tables, "random_returns", lambda env, tasks: np.zeros(len(tasks)))
+    monkeypatch.setattr(tables, "life", lambda env: ([0, 1], [0, 1]))
 
 
 def test_leads_are_of_the_same_seed(tmp_path, capsys):
@@ -50,7 +51,7 @@ def test_leads_are_of_the_same_seed(tmp_path, capsys):
         keep(tmp_path / "ant_dir", "macaw", seed, after)
     for seed, after in ((0, 0.0), (2, 2.0)):
         keep(tmp_path / "ant_dir", "focal", seed, after)
-    evidence.results(tmp_path, tmp_path / "x.png")
+    tables.results(tmp_path, tmp_path / "x.png")
     assert rows(capsys.readouterr().out)["ant_dir", "FOCAL"][4] == "+1.0 [1.0, 1.0]"
 
 
@@ -59,34 +60,34 @@ def test_an_interval_is_over_tasks_where_these_stand_for_others(tmp_path, capsys
     count = len(envs.FAMILIES[env].test)
     for seed in range(3):
         keep(tmp_path / env, "macaw", seed, np.arange(count))           # seeds agree, tasks do not
-    evidence.results(tmp_path, tmp_path / "x.png")
-    mean, low, high = evidence.interval(np.tile(np.arange(count), (3, 1)), tasks=varies)
+    tables.results(tmp_path, tmp_path / "x.png")
+    mean, low, high = tables.interval(np.tile(np.arange(count), (3, 1)), tasks=varies)
     assert (high > mean > low) == varies and mean == (count - 1) / 2
-    assert rows(capsys.readouterr().out)[env, "MACAW"][2] == evidence.as_text(mean, low, high)
+    assert rows(capsys.readouterr().out)[env, "MACAW"][2] == tables.as_text(mean, low, high)
 
 
 def test_one_seed_alone_has_no_interval():
     x = np.array([[1000.0, 1100.0]])
-    assert np.isnan(evidence.interval(x, tasks=False)[1:]).all()
-    assert np.isfinite(evidence.interval(x)).all()
+    assert np.isnan(tables.interval(x, tasks=False)[1:]).all()
+    assert np.isfinite(tables.interval(x)).all()
 
 
 def test_the_interquartile_mean_leaves_out_a_quarter_on_each_side():
-    assert evidence.iqm(np.array([[-1000.0, 1.0], [2.0, 1000.0]])) == 1.5
-    assert evidence.iqm(np.arange(9.0)) == np.arange(2.0, 7.0).mean()
+    assert tables.iqm(np.array([[-1000.0, 1.0], [2.0, 1000.0]])) == 1.5
+    assert tables.iqm(np.arange(9.0)) == np.arange(2.0, 7.0).mean()
 
 
 def test_a_score_is_one_at_the_end_of_the_agents_and_zero_at_their_birth(tmp_path, capsys,
                                                                              monkeypatch):
-    monkeypatch.setattr(dataset, "read", functools.cache(dataset.read))
-    for env in evidence.FAMILIES:
-        zero = evidence.random_returns(env, envs.FAMILIES[env].test)
+    monkeypatch.setattr(data, "read", functools.cache(data.read))
+    for env in tables.FAMILIES:
+        zero = tables.random_returns(env, envs.FAMILIES[env].test)
         for seed in range(2):
             keep(tmp_path / env, "macaw", seed, 10.0)
             keep(tmp_path / env, "focal", seed, zero)
             keep(tmp_path / env, "pearl", seed, (zero + 10) / 2)
             keep(tmp_path / env, "focal_untuned", seed, zero)
-    evidence.scores(tmp_path, tmp_path / "x.png")
+    tables.scores(tmp_path, tmp_path / "x.png")
     table = rows(capsys.readouterr().out)
     assert table["MACAW", "2"][0] == "1.00 [1.00, 1.00]"
     assert table["FOCAL", "2"][:2] == ["0.00 [0.00, 0.00]", "+1.00 [1.00, 1.00]"]
@@ -97,15 +98,15 @@ def test_a_score_is_one_at_the_end_of_the_agents_and_zero_at_their_birth(tmp_pat
 @pytest.mark.parametrize("env", ["cheetah_vel", "walker_params"])
 def test_zero_is_what_uniform_actions_earn(env):
     """As in the agents' first steps, which were uniform; the ants' first stored episode was not."""
-    x, _ = dataset.read(dataset.default_path(env), env)
-    returns, tasks = evidence.returns_of(x), envs.FAMILIES[env].test
+    x, _ = data.read(data.default_path(env), env)
+    returns, tasks = tables.returns_of(x), envs.FAMILIES[env].test
     births = [returns[x["episode_task"] == i][0] for i in tasks]
-    np.testing.assert_allclose(evidence.random_returns(env, tasks), births, atol=30)
+    np.testing.assert_allclose(tables.random_returns(env, tasks), births, atol=30)
 
 
 def test_uniform_ants_do_not_stand():
     """A net that stands earns 190, and its first stored episodes about 100."""
-    assert all(-80 < x < 0 for x in evidence.random_returns("ant_dir", [6, 23]))
+    assert all(-80 < x < 0 for x in tables.random_returns("ant_dir", [6, 23]))
 
 
 def test_a_run_is_of_the_method_and_seed_of_its_name(tmp_path):
@@ -117,9 +118,9 @@ def test_a_run_is_of_the_method_and_seed_of_its_name(tmp_path):
     (folder / "macaw-s1/strangers/summary.json").write_text(
         (folder / "macaw-s0/summary.json").read_text())
     picture = tmp_path / "x.png"
-    refused(evidence, "whose", folder, "--out", picture, words=["s1/strangers", "seed 0"])
+    refused(tables, "whose", folder, "--out", picture, words=["s1/strangers", "seed 0"])
     (folder / "macaw-s1").rename(folder / "meta_bc-s1")
-    refused(evidence, "results", tmp_path, "--out", picture, words=["meta_bc-s1", "macaw"])
+    refused(tables, "results", tmp_path, "--out", picture, words=["meta_bc-s1", "macaw"])
 
 
 def test_intervals_of_what_runs_adapted_to_are_over_seeds_where_tasks_are_all(tmp_path, capsys):
@@ -127,7 +128,7 @@ def test_intervals_of_what_runs_adapted_to_are_over_seeds_where_tasks_are_all(tm
     for seed in range(2):
         keep(folder, "macaw", seed, (0.0, 1000.0))
         judge(folder / f"macaw-s{seed}", "aligned", "strangers")
-    evidence.whose(folder, tmp_path / "x.png")
+    tables.whose(folder, tmp_path / "x.png")
     assert rows(capsys.readouterr().out)["MACAW", "2"][0] == "500.0 [500.0, 500.0]"
 
 
@@ -136,7 +137,7 @@ def test_all_held_out_sets_are_put_together(tmp_path, capsys, quick):
     for name, lead in (("macaw", 2.0), ("meta_bc", 1.0), ("mt_awr", 0.0)):
         keep(folder, name, 0, 10 + lead)
         keep(folder, f"{name}_set1", 0, 20 + lead)
-    evidence.rotation(tmp_path, tmp_path / "x.png")
+    tables.rotation(tmp_path, tmp_path / "x.png")
     out = capsys.readouterr().out
     assert out.startswith("| family | tasks | MACAW | after - before | Meta-BC | lead | MT+FT | le")
     cells = rows(out)["ant_dir", "10, all"]
@@ -154,7 +155,7 @@ def test_leads_while_training_are_of_the_same_step_and_seed(tmp_path, capsys, qu
             returns = [100 * (name == "macaw") + 10 * seed + step for step in steps]
             (folder / f"{name}-s{seed}/metrics.csv").write_text("step,before,after\n" + "".join(
                 f"{step},0,{after}\n" for step, after in zip(steps, returns)))
-    evidence.early(tmp_path, tmp_path / "x.png")
+    tables.early(tmp_path, tmp_path / "x.png")
     out = capsys.readouterr().out
     assert out.startswith("| family | MACAW's lead over | seeds | 100 steps | 250 steps | 500 st")
     lead = "+100.0 [100.0, 100.0]"
@@ -166,7 +167,7 @@ def test_fewer_tasks_stand_in_their_columns(tmp_path, capsys, quick):
     for name in ("macaw", "mt_awr", "focal", "pearl"):
         for suffix, after in (("_few10", 1.0), ("_few3", 0.0), ("_aligned", 2.0)):
             keep(folder, name + suffix, 0, after)
-    evidence.few(folder, tmp_path / "x.png")
+    tables.few(folder, tmp_path / "x.png")
     out = capsys.readouterr().out
     assert out.startswith("| method | seeds | 3 tasks | 10 tasks | 35 tasks |")
     assert rows(out)["FOCAL", "1"] == [f"{x}.0 [{x}.0, {x}.0]" for x in range(3)]
@@ -184,7 +185,7 @@ def test_a_run_counts_where_it_was_judged_everywhere(tmp_path, capsys, quick):
     for seed in range(3):
         keep(folder, "macaw", seed, 0.0)
         judge(folder / f"macaw-s{seed}", *("batch8", "batch16", "batch64")[:3 if seed < 2 else 1])
-    evidence.context(folder, tmp_path / "x.png")
+    tables.context(folder, tmp_path / "x.png")
     assert ("MACAW", "2") in rows(capsys.readouterr().out)
 
 
@@ -198,7 +199,7 @@ def test_leads_over_macaw_are_paired_where_the_seeds_are_the_same(tmp_path, caps
         for seed in seeds:
             keep(folder, name, seed, after + 1000 * seed)
             judge(folder / f"{name}-s{seed}", "aligned", "others", "strangers")
-    evidence.whose(folder, tmp_path / "x.png")
+    tables.whose(folder, tmp_path / "x.png")
     table = rows(capsys.readouterr().out)
     assert table["FOCAL - MACAW", "2"][:3] == ["+7.0 [7.0, 7.0]"] * 3       # tasks differ by 100
     assert table["FOCAL - MACAW; both batches from aligned agents", "2"][:3] == [
@@ -209,33 +210,33 @@ def test_leads_over_macaw_are_paired_where_the_seeds_are_the_same(tmp_path, caps
 
 def test_a_family_may_lack_a_group_of_agents(tmp_path, capsys, quick):
     keep(tmp_path / "ant_dir", "macaw", 0, 5.0)
-    refused(evidence, "whose", tmp_path / "ant_dir", "--out", tmp_path / "x.png", words=["others"])
+    refused(tables, "whose", tmp_path / "ant_dir", "--out", tmp_path / "x.png", words=["others"])
     judge(tmp_path / "ant_dir/macaw-s0", "aligned")
-    refused(evidence, "whose", tmp_path / "ant_dir", "--out", tmp_path / "x.png", words=["others"])
+    refused(tables, "whose", tmp_path / "ant_dir", "--out", tmp_path / "x.png", words=["others"])
     judge(tmp_path / "ant_dir/macaw-s0", "strangers")
-    evidence.whose(tmp_path / "ant_dir", tmp_path / "x.png")
+    tables.whose(tmp_path / "ant_dir", tmp_path / "x.png")
     table = capsys.readouterr().out
     assert "independent" not in table
     assert rows(table)["MACAW", "1"] == ["5.0 [5.0, 5.0]"] * 2 + ["+0.0 [0.0, 0.0]"]
     keep(tmp_path / "ant_dir", "focal", 0, 5.0)
     judge(tmp_path / "ant_dir/focal-s0", "others")          # now no run has all three
-    refused(evidence, "whose", tmp_path / "ant_dir", "--out", tmp_path / "y.png", words=["others"])
+    refused(tables, "whose", tmp_path / "ant_dir", "--out", tmp_path / "y.png", words=["others"])
 
 
 def test_the_pitch_of_agents_stands_beside_what_is_reached_with_them(tmp_path, capsys, monkeypatch):
-    x, meta = dataset.read(dataset.default_path("cheetah_vel_strangers"), "cheetah_vel")
-    monkeypatch.setattr(dataset, "DATA", tmp_path)
+    x, meta = data.read(data.default_path("cheetah_vel_strangers"), "cheetah_vel")
+    monkeypatch.setattr(data, "DATA", tmp_path)
     with pytest.raises(BadInput, match="cheetah_vel.npz is not there"):
-        evidence.poses(tmp_path / "cheetah_vel", tmp_path / "x.png")
-    dataset.write(tmp_path / "cheetah_vel_strangers.npz", x, meta)
+        tables.poses(tmp_path / "cheetah_vel", tmp_path / "x.png")
+    data.write(tmp_path / "cheetah_vel_strangers.npz", x, meta)
     x["observations"][:, 1] = 0.5
-    dataset.write(tmp_path / "cheetah_vel.npz", x, meta)
+    data.write(tmp_path / "cheetah_vel.npz", x, meta)
     for seed, after in enumerate((1.0, 4.0)):
         keep(tmp_path / "cheetah_vel", "macaw", seed, after)
         judge(tmp_path / f"cheetah_vel/macaw-s{seed}", "aligned")
-    evidence.poses(tmp_path / "cheetah_vel", tmp_path / "x.png")
+    tables.poses(tmp_path / "cheetah_vel", tmp_path / "x.png")
     with pytest.raises(BadInput, match="do not pitch"):
-        evidence.poses(tmp_path / "ant_dir", tmp_path / "x.png")
+        tables.poses(tmp_path / "ant_dir", tmp_path / "x.png")
     table = rows(capsys.readouterr().out)
     assert table["aligned agents", "7"] == ["0.50", "2.5", ""]
     assert table["strangers", "15"] == ["2.82", "", ""]                 # it runs on its back
@@ -247,7 +248,7 @@ def test_a_robot_is_drawn_as_it_stands():
     for pitch, width, height in ((0.0, 1.0, 0.0), (np.pi / 3, 0.5, 0.75 ** 0.5)):
         axes, state = Figure().subplots(), np.zeros(17)
         state[1] = pitch
-        evidence.draw_robot(axes, robot, state[None], 3.0, "C0")
+        tables.draw_robot(axes, robot, state[None], 3.0, "C0")
         x, y = axes.lines[0].get_data()                                 # of the torso, 1 m long
         assert np.ptp(x) == pytest.approx(width, abs=1e-6) and x.mean() == pytest.approx(3.0)
         assert np.ptp(y) == pytest.approx(height, abs=1e-6) and len(axes.lines) == 8
@@ -258,7 +259,7 @@ def test_a_robot_is_drawn_as_it_stands():
 def test_own_exploration_is_over_seeds(tmp_path, capsys):
     for seed, own in enumerate(((-3.0, 0.0), (-1.0, 0.0))):
         keep(tmp_path / "cheetah_vel", "smac", seed, 1.0, own_before=own[0], own_after=own[1])
-    evidence.own(tmp_path, tmp_path / "x.png")
+    tables.own(tmp_path, tmp_path / "x.png")
     assert rows(capsys.readouterr().out)["cheetah_vel", "SMAC"][1:] == [
         "1.0 [1.0, 1.0]", "-2.0 [-3.0, -1.0]", "0.0 [0.0, 0.0]", "+2.0 [1.0, 3.0]"]
 
@@ -293,7 +294,7 @@ def test_an_old_picture_stays_until_the_new_one_is_whole(tmp_path, ending):
 
 
 def test_every_picture_is_saved_so():
-    sources = [pathlib.Path(module.__file__).read_text() for module in (plot, evidence)]
+    sources = [pathlib.Path(module.__file__).read_text() for module in (plot, tables)]
     assert sum(source.count("savefig(") for source in sources) == 1
 
 
@@ -305,7 +306,7 @@ def test_numbers_are_of_the_same_tasks(tmp_path):
         keep(folder, name, 1, 0.0)
         changed(folder / f"{name}-s1", tasks=[dict(tasks, id=i) for i in others])
         with pytest.raises(BadInput, match="leave one of them out"):
-            plot.numbers(evidence.runs_of(folder, name), "after")
+            plot.numbers(tables.runs_of(folder, name), "after")
         refused(plot, "tasks", folder / f"{name}-s0", folder / f"{name}-s1", "--out",
                 tmp_path / "x.png", words=["seed 0", "seed 1"])
     keep(tmp_path / "walker_params", "other", 0, 0.0)
@@ -341,11 +342,11 @@ def test_all_held_out_sets_are_of_the_same_seeds(tmp_path, capsys, quick):
             keep(folder, name, seed, 100.0 * seed)
         keep(folder, f"{name}_set1", 1, 100.0)
     keep(folder, "macaw_set1", 0, 0.0)
-    evidence.rotation(tmp_path, tmp_path / "x.png")
+    tables.rotation(tmp_path, tmp_path / "x.png")
     cells = rows(capsys.readouterr().out)["ant_dir", "10, all"]
     assert cells[0] == "100.0 [100.0, 100.0]" and cells[3] == "+0.0 [0.0, 0.0]"
     (folder / "meta_bc_set1-s1").rename(folder / "meta_bc_set2-s1")
-    refused(evidence, "rotation", tmp_path, "--out", tmp_path / "y.png", words=["meta_bc_set1"])
+    refused(tables, "rotation", tmp_path, "--out", tmp_path / "y.png", words=["meta_bc_set1"])
 
 
 def test_few_tasks_are_of_the_same_seeds(tmp_path, capsys, quick):
@@ -354,21 +355,21 @@ def test_few_tasks_are_of_the_same_seeds(tmp_path, capsys, quick):
         keep(folder, f"{name}_few3", 1, 1.0)
         for seed in (0, 1):
             keep(folder, f"{name}_aligned", seed, float(seed))
-    evidence.few(folder, tmp_path / "x.png")
+    tables.few(folder, tmp_path / "x.png")
     assert rows(capsys.readouterr().out)["FOCAL", "1"] == ["1.0 [1.0, 1.0]"] * 2
     (folder / "focal_aligned-s1").rename(tmp_path / "elsewhere")
-    refused(evidence, "few", folder, "--out", tmp_path / "y.png", words=["no seed", "focal_few3"])
+    refused(tables, "few", folder, "--out", tmp_path / "y.png", words=["no seed", "focal_few3"])
     (folder / "focal_aligned-s0").rename(tmp_path / "there")
-    refused(evidence, "few", folder, "--out", tmp_path / "y.png", words=["no focal_aligned-sSEED"])
+    refused(tables, "few", folder, "--out", tmp_path / "y.png", words=["no focal_aligned-sSEED"])
 
 
 def test_a_lead_without_a_common_seed_is_an_empty_cell(tmp_path, capsys, quick):
-    for env in evidence.FAMILIES:
+    for env in tables.FAMILIES:
         keep(tmp_path / env, "macaw", 0, 1.0)
         keep(tmp_path / env, "focal", 1, 1.0)
-    evidence.results(tmp_path, tmp_path / "x.png")
+    tables.results(tmp_path, tmp_path / "x.png")
     assert rows(capsys.readouterr().out)["ant_dir", "FOCAL"][4] == ""
-    evidence.scores(tmp_path, tmp_path / "x.png")
+    tables.scores(tmp_path, tmp_path / "x.png")
     assert rows(capsys.readouterr().out)["FOCAL", "1"][1] == ""
 
 
@@ -391,9 +392,9 @@ def test_a_summary_is_read_with_care(tmp_path, name, value):
 def test_a_table_lacks_nothing(tmp_path):
     keep(tmp_path / "ant_dir", "macaw", 0, 1.0)
     changed(tmp_path / "ant_dir/macaw-s0", behavior_mean=None)
-    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["behavior_mean"])
+    refused(tables, "results", tmp_path, "--out", tmp_path / "x.png", words=["behavior_mean"])
     (tmp_path / "ant_dir/macaw-s0/summary.json").write_text("[]")
-    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["no dictionary"])
+    refused(tables, "results", tmp_path, "--out", tmp_path / "x.png", words=["no dictionary"])
 
 
 def test_a_copy_of_a_run_does_not_count(tmp_path):
@@ -402,18 +403,18 @@ def test_a_copy_of_a_run_does_not_count(tmp_path):
     for seed in (1, 2, 10, "1-2"):
         keep(folder, "macaw", seed, 1.0)
     changed(folder / "macaw-s1-2", seed=1)
-    assert [run["seed"] for run in evidence.runs_of(folder, "macaw")] == [1, 2, 10]
+    assert [run["seed"] for run in tables.runs_of(folder, "macaw")] == [1, 2, 10]
     changed(folder / "macaw-s2", seed=1)
-    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["s2 holds"])
+    refused(tables, "results", tmp_path, "--out", tmp_path / "x.png", words=["s2 holds"])
     changed(folder / "macaw-s2", seed=2, env="walker_params")
-    refused(evidence, "results", tmp_path, "--out", tmp_path / "x.png", words=["walker_params"])
+    refused(tables, "results", tmp_path, "--out", tmp_path / "x.png", words=["walker_params"])
 
 
 def test_a_folder_of_no_family_is_refused(tmp_path):
     keep(tmp_path / "ant_dir", "macaw_few3", 0, 1.0)
     (tmp_path / "ant_dir").rename(tmp_path / "mine")
     for kind, folder in (("results", tmp_path), ("few", tmp_path / "mine")):
-        refused(evidence, kind, folder, "--out", tmp_path / "x.png", words=["mine", "ant_dir"])
+        refused(tables, kind, folder, "--out", tmp_path / "x.png", words=["mine", "ant_dir"])
 
 
 def test_a_family_is_found_from_within(tmp_path, monkeypatch, quick):
@@ -421,10 +422,10 @@ def test_a_family_is_found_from_within(tmp_path, monkeypatch, quick):
         keep(tmp_path / "ant_dir", f"{name}_few3", 0, 1.0)
         keep(tmp_path / "ant_dir", f"{name}_aligned", 0, 1.0)
     monkeypatch.chdir(tmp_path / "ant_dir")
-    evidence.few(".", "x.png")
+    tables.few(".", "x.png")
     assert pathlib.Path("x.png").exists()
     for folder in ("../ant_dir/", "../ant_dir/.", "macaw_few3-s0/.."):
-        assert len(evidence.runs_of(folder, "macaw_few3")) == 1
+        assert len(tables.runs_of(folder, "macaw_few3")) == 1
 
 
 def tune(folder, name, seed, of, marks=(0, 1000), **others):
@@ -440,7 +441,7 @@ def test_online_changes_are_paired(tmp_path, capsys, quick):
     for seed in (0, 1):
         tune(tmp_path / "ant_dir", "online", seed, "macaw")
     tune(tmp_path / "ant_dir", "online_pearl", 0, "pearl")
-    evidence.online(tmp_path, tmp_path / "x.png")
+    tables.online(tmp_path, tmp_path / "x.png")
     table = rows(capsys.readouterr().out)
     assert table["adapted (MACAW)", "2"][-1] == "+1000.0 [1000.0, 1000.0]"
     assert table["Offline PEARL", "1"][0] == "0.0 [0.0, 0.0]"
@@ -459,14 +460,14 @@ def test_online_changes_are_paired(tmp_path, capsys, quick):
 def test_online_runs_are_alike(tmp_path, name, seed, of, others):
     tune(tmp_path / "ant_dir", "online", 0, "macaw")
     tune(tmp_path / "ant_dir", name, seed, of, **others)
-    refused(evidence, "online", tmp_path, "--out", tmp_path / "x.png", words=[f"{name}-s{seed}"])
+    refused(tables, "online", tmp_path, "--out", tmp_path / "x.png", words=[f"{name}-s{seed}"])
 
 
 @pytest.mark.parametrize("name", ["own_before", "own_after"])
 def test_own_exploration_says_what_is_missing(tmp_path, name):
     keep(tmp_path / "ant_dir", "smac", 0, 1.0, own_before=0.0, own_after=0.0)
     changed(tmp_path / "ant_dir/smac-s0", **{name: None})
-    refused(evidence, "own", tmp_path, "--out", tmp_path / "x.png", words=["smac-s0", name])
+    refused(tables, "own", tmp_path, "--out", tmp_path / "x.png", words=["smac-s0", name])
 
 
 def test_shipped_evaluations_are_of_the_run_in_whose_folder_they_lie():

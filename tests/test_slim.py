@@ -3,11 +3,10 @@ import functools
 
 import pytest
 import torch
-
-import focal
-import macaw
-import smac
 from conftest import command_line, refused
+
+import macaw
+from baselines import focal, smac
 from helpers.run import Run, load
 
 slim = functools.partial(command_line, program="helpers/slim.py")

@@ -4,13 +4,13 @@ import json
 import numpy as np
 import pytest
 import torch
-
-import experiments
-import focal
-import macaw
 from conftest import POINT, command_line, refused, run_of
-from helpers import dataset
-from helpers.lived import Lived, draw, take
+
+import macaw
+from baselines import focal
+from baselines.lived import Lived, draw, take
+from experiments import online as experiments
+from helpers import data
 from helpers.run import Run, environments_of
 
 
@@ -179,10 +179,10 @@ def test_thirds_divide_lives(tmp_path):
     result = command_line("thirds", "--env", "point_goal", "--out", f"{tmp_path}/",
                           program="experiments.py")
     assert result.returncode == 0, result.stderr
-    whole, _ = dataset.read(POINT, "point_goal")
+    whole, _ = data.read(POINT, "point_goal")
     refused(command_line("thirds", "--env", "point_goal", "--out", tmp_path,
                          program="experiments.py"), "exists already")
-    parts = [dataset.read(tmp_path / f"{name}.npz", "point_goal")[0]
+    parts = [data.read(tmp_path / f"{name}.npz", "point_goal")[0]
              for name in ("first", "middle", "last")]
     for i in range(20):
         number = [part["episode_number"][part["episode_task"] == i] for part in parts]
@@ -197,7 +197,7 @@ def test_few_keeps_the_test_tasks(tmp_path):
     result = command_line("few", "--env", "point_goal", "--tasks", 3, "--out", f"{tmp_path}/",
                           program="experiments.py")
     assert result.returncode == 0, result.stderr
-    x, _ = dataset.read(tmp_path / "few3.npz", "point_goal")
+    x, _ = data.read(tmp_path / "few3.npz", "point_goal")
     ids = set(x["episode_task"].tolist())
     assert ids >= {2, 7, 12, 17} and len(ids) == 7
     run = run_of(data=str(tmp_path / "few3.npz"), tasks_per_step=3)

@@ -1,6 +1,6 @@
 """The paper's other experiments: what happens after adaptation, and with other data to adapt to.
 
-    python experiments.py online --checkpoint runs/.../checkpoint.pt --out runs/online  # Table 1
+    python -m experiments.online online --checkpoint runs/.../checkpoint.pt --out runs/online  # Table 1
 
 After adaptation to 256 offline transitions, a policy goes on learning in its test task's own
 environment. MACAW starts from the adapted nets (Algorithm 2) and, to compare, from the same nets
@@ -17,8 +17,8 @@ Offline PEARL (--method focal) goes on as it was trained, on all the test tasks'
 
 The other experiments are runs on other data (see `results/regenerate.sh`), which two commands make:
 
-    python experiments.py thirds --env cheetah_vel --out runs/          # Figure 5, left
-    python experiments.py few --env cheetah_vel --tasks 5 --out runs/   # Figure 5, right
+    python -m experiments.online thirds --env cheetah_vel --out runs/          # Figure 5, left
+    python -m experiments.online few --env cheetah_vel --tasks 5 --out runs/   # Figure 5, right
 """
 import copy
 import dataclasses
@@ -30,12 +30,12 @@ import torch
 from tqdm import tqdm
 
 import envs
-import focal
 import macaw
-from helpers import command, dataset
+from baselines import focal
+from baselines.lived import Lived, draw, rows, take
+from helpers import command, data
 from helpers.command import BadInput
-from helpers.lived import Lived, draw, rows, take
-from helpers.run import environments_of, load, rollout
+from helpers.run import load
 
 # Shapes: N tasks, B transitions in a batch, P in all, H steps of an episode.
 
@@ -138,8 +138,8 @@ def fine_tune(run, learner, D, marks):
     sizes = len(D.obs), rounds[-1], horizon, buffers.obs_dim, buffers.act_dim
     lived, recipe, curve = Lived(*sizes).to(config.device), learner.recipe, {}
     each = [i for i in buffers.test for _ in range(EVAL_EPISODES)]
-    with (environments_of(config.env, buffers.test) as environments,
-          environments_of(config.env, each) as many):
+    with (envs.environments_of(config.env, buffers.test) as environments,
+          envs.environments_of(config.env, each) as many):
         for episode in tqdm(range(rounds[-1] + 1), unit="round", disable=None):
             if episode in rounds:
                 curve[episode] = evaluate(learner.policy, many, buffers)
@@ -163,7 +163,7 @@ def evaluate(pi, environments, buffers):
     """Mean returns (N,) of the policies' mean actions, in each task's environments."""
     def act(obs):                                                       # (N x episodes, 1, obs)
         return pi(obs.view(len(buffers.test), EVAL_EPISODES, -1)).view(len(obs), 1, -1)
-    returns = rollout(act, environments, range(len(environments)), buffers)
+    returns = envs.rollout(act, environments, range(len(environments)), buffers.observe)
     return returns.reshape(-1, EVAL_EPISODES).mean(-1)
 
 
@@ -176,7 +176,7 @@ def online(arguments):
         raise BadInput("a multi-task net or Monte Carlo critics do not go on online; give another")
     marks = [mark for mark in MARKS if mark <= arguments.steps]
     settings = dict(env=config.env, variant="online", seed=config.seed, of=config.variant,
-                    online_steps=marks, checkpoint=dataset.fingerprint([arguments.checkpoint]))
+                    online_steps=marks, checkpoint=data.fingerprint([arguments.checkpoint]))
     file.parent.mkdir(parents=True, exist_ok=True)
     command.check_writable(file)
     try:
@@ -201,7 +201,7 @@ def online(arguments):
 # -------------------------------------------------------------------------- other data to adapt to
 def thirds(arguments):
     """Files with the first, the middle and the last third of each life."""
-    x, meta = dataset.read(dataset.default_path(arguments.env), arguments.env)
+    x, meta = data.read(data.default_path(arguments.env), arguments.env)
     third = np.zeros(len(x["episode_task"]), int)                   # of each episode
     for i in np.unique(x["episode_task"]):
         mine = x["episode_task"] == i
@@ -209,19 +209,19 @@ def thirds(arguments):
         third[mine] = np.ceil(3 * lived / lived[-1]) - 1
     paths = [command.new_file(f"{arguments.out}/{k}.npz") for k in ("first", "middle", "last")]
     for k, path in enumerate(paths):
-        dataset.write(path, dataset.part(x, third == k), meta)
+        data.write(path, data.part(x, third == k), meta)
 
 
 def few(arguments):
     """A file with so many of the training tasks, evenly spaced, and the test tasks."""
-    x, meta = dataset.read(dataset.default_path(arguments.env), arguments.env)
+    x, meta = data.read(data.default_path(arguments.env), arguments.env)
     test = envs.FAMILIES[arguments.env].test
     train = [int(i) for i in meta["tasks"] if int(i) not in test]
     if not 1 <= arguments.tasks <= len(train):
         raise BadInput(f"{len(train)} tasks are no test tasks; give --tasks from 1 to that")
     kept = [train[i] for i in np.linspace(0, len(train) - 1, arguments.tasks).round().astype(int)]
-    dataset.write(command.new_file(f"{arguments.out}/few{arguments.tasks}.npz"),
-                  dataset.part(x, np.isin(x["episode_task"], [*kept, *test])), meta)
+    data.write(command.new_file(f"{arguments.out}/few{arguments.tasks}.npz"),
+                  data.part(x, np.isin(x["episode_task"], [*kept, *test])), meta)
 
 
 def main():

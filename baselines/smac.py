@@ -15,8 +15,8 @@ and the learned reward decoder labels what it did.
     self-supervised meta-training on both                train, mixed
     meta-testing on the policy's own exploration         own_return
 
-    python smac.py --env cheetah_vel                                # both phases
-    python smac.py --env cheetah_vel --variant frozen               # or no_data: controls
+    python -m baselines.smac --env cheetah_vel                                # both phases
+    python -m baselines.smac --env cheetah_vel --variant frozen               # or no_data: controls
 
 `before` and `after` in the summary are what they are for the other methods: without a context, and
 with one from the task's buffer. `own_before` and `own_after` are the returns after adaptation to
@@ -38,11 +38,12 @@ from types import SimpleNamespace
 import torch
 
 import envs
-import focal
-from helpers.buffers import Batch
+import macaw
+from baselines import focal
+from baselines.lived import Lived
 from helpers.command import BadInput, flag
-from helpers.lived import Lived
-from helpers.run import Method, environments_of, main, rollout
+from helpers.data import Batch
+from helpers.run import Method, main
 
 # Shapes: N tasks, B transitions of each, z numbers in a code.
 
@@ -121,7 +122,7 @@ def self_supervise(run):
     decoder label each episode by a code of its task, from an offline context."""
     config, smac, buffers = run.config, run.learner, run.buffers
     lived, tasks = smac.lived, buffers.train
-    with environments_of(config.env, tasks) as environments:
+    with envs.environments_of(config.env, tasks) as environments:
         for _ in range(config.episodes):
             prior = torch.randn(len(tasks), config.code, generator=run.generator).to(config.device)
             seeds = torch.randint(2 ** 31, (len(tasks),), generator=run.generator).tolist()
@@ -142,7 +143,7 @@ def own_context(run, tasks):
     lived = Lived(len(tasks), 2, envs.FAMILIES[config.env].horizon, buffers.obs_dim,
                   buffers.act_dim).to(config.device)
     z = torch.randn(len(tasks), config.code, generator=generator).to(config.device)
-    with environments_of(config.env, tasks) as environments:
+    with envs.environments_of(config.env, tasks) as environments:
         for episode in range(2):
             seeds = [10_000 * (1 + episode) + k for k in range(len(tasks))]     # not the test's
             lived.play(lambda obs, z=z: learner.act(obs, z), environments, seeds, buffers)
@@ -156,8 +157,9 @@ def own_return(run, draws):
     adaptation to it."""
     tasks = [i for i in run.buffers.test for _ in range(draws)]
     policies = run.learner.policies(own_context(run, tasks))
-    with environments_of(run.config.env, tasks) as environments:
-        return float(rollout(policies, environments, range(len(tasks)), run.buffers).mean())
+    with envs.environments_of(run.config.env, tasks) as environments:
+        returns = envs.rollout(policies, environments, range(len(tasks)), run.buffers.observe)
+    return float(returns.mean())
 
 
 # ---------------------------------------------------------------------------------------- training
@@ -196,7 +198,7 @@ def mixed(run, tasks, context, batch):
             Batch(*(torch.cat([a[:, ::2], b], 1) for a, b in zip(batch, more))))
 
 
-SMAC = Method(Smac, Config, train, PRESETS, VARIANTS)
+SMAC = Method(Smac, Config, train, macaw.meta_test, PRESETS, VARIANTS)
 
 if __name__ == "__main__":
     main(SMAC, __doc__)

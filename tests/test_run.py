@@ -12,13 +12,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import HERE, POINT, command_line, config_of, data_file, refused, run_of, step
 from PIL import Image
 
 import envs
 import macaw
-from conftest import HERE, POINT, command_line, config_of, data_file, refused, run_of, step
-from helpers import command, dataset, render
-from helpers.buffers import Batch, Buffers
+from helpers import command, data, render
+from helpers.data import Batch, Buffers
 from helpers.run import Run, evaluate, rollout, summary
 
 # -------------------------------------------------------------------------- rollout and evaluation
@@ -126,7 +126,7 @@ def test_a_multi_task_learner_is_told_training_tasks_and_no_others():
             assert torch.equal(ids, expected[:, None].expand_as(ids))
 
 
-@pytest.mark.parametrize("family", [f for f in envs.FAMILIES if dataset.default_path(f).exists()])
+@pytest.mark.parametrize("family", [f for f in envs.FAMILIES if data.default_path(f).exists()])
 def test_every_preset_with_data_takes_steps(family):
     run = run_of(family)
     assert np.isfinite([*step(run).values(), *step(run).values()]).all()

@@ -14,11 +14,11 @@ import torch
 
 import envs
 import macaw
-from helpers import buffers, dataset
+from helpers import data
 from helpers.run import Run
 
-HERE = pathlib.Path(__file__).parent
-POINT = dataset.default_path("point_goal")
+HERE = pathlib.Path(__file__).parent.parent
+POINT = data.default_path("point_goal")
 torch.set_num_threads(2)
 
 
@@ -32,7 +32,7 @@ def run_of(env="point_goal", **changes):
 
 @pytest.fixture(scope="session")
 def point():
-    return buffers.Buffers(POINT, config_of())
+    return data.Buffers(POINT, config_of())
 
 
 def step(run):
@@ -50,7 +50,7 @@ def meta_loss(model, inner, outer):
 def batch_of(obs, action, mc_return, discount, last_obs):
     """A Batch of what MACAW reads; what it does not is NaN, so nobody reads it unnoticed."""
     unused = torch.full_like(mc_return, torch.nan)
-    return buffers.Batch(obs, action, unused, unused, torch.full_like(obs, torch.nan), unused,
+    return data.Batch(obs, action, unused, unused, torch.full_like(obs, torch.nan), unused,
                          mc_return, discount, last_obs)
 
 
@@ -97,7 +97,7 @@ def data_file(path, lengths, terminated, task=None, seed=0, observations=None, *
              episode_task=task, episode_number=np.arange(len(lengths)),
              episode_seed=np.arange(len(lengths)), episode_length=np.array(lengths))
     tasks = {i: envs.FAMILIES["point_goal"].tasks[i] for i in sorted(set(task.tolist()))}
-    dataset.write(path, x, {**dict(
-        format=dataset.FORMAT, family="point_goal", tasks=tasks, collector={}, versions={},
+    data.write(path, x, {**dict(
+        format=data.FORMAT, family="point_goal", tasks=tasks, collector={}, versions={},
         behavior_final=dict.fromkeys(tasks, 0.0)), **meta})
     return x

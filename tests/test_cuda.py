@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-
-import focal
-import macaw
-import smac
 from conftest import HERE, command_line
+
+import macaw
+from baselines import focal, smac
 from helpers.run import Run, evaluate, load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -12,17 +12,18 @@ import subprocess
 import sys
 import zipfile
 
+import conftest
 import numpy as np
 import pytest
 import torch
+from conftest import HERE, POINT, command_line, run_of
 from gymnasium.spaces import Box, Discrete
 
 import collect
-import conftest
 import envs
 import macaw
-from conftest import HERE, POINT, command_line, run_of
-from helpers import command, dataset, evidence, run
+from experiments import tables
+from helpers import command, data, run
 from helpers.command import BadInput
 
 
@@ -88,8 +89,8 @@ FLAGS = [           # a program, its arguments, words that are in its answer
         "curve missing --out x.png", "curve taken --out x.png", "poster taken --out x.png",
         "curve taken", "curve taken --out x", "curve taken --out missing/x.png",
         "curve --out x.png")),
-    *(("helpers/evidence", line) for line in (
-        *(f"{kind} taken --out x.png" for kind in evidence.KINDS),
+    *(("experiments/tables", line) for line in (
+        *(f"{kind} taken --out x.png" for kind in tables.KINDS),
         "results missing --out x.png", "scores taken --out x")),
 ]
 
@@ -135,10 +136,10 @@ def test_families_that_do_not_fit_are_refused(word, changes, tmp_path, monkeypat
 def rewritten(change):
     """A bad data file: the good one's arrays and metadata, changed."""
     def write(path):
-        x, meta = dataset.read(POINT, "point_goal")
+        x, meta = data.read(POINT, "point_goal")
         x = {name: array.copy() for name, array in x.items()}
         change(x, meta)
-        dataset.write(path, x, meta)
+        data.write(path, x, meta)
     return write
 
 
@@ -198,7 +199,7 @@ def raw(content):
 
 def metadata(text):
     return lambda path: np.savez(path, metadata=np.array(text),
-                                 **dataset.read(POINT, "point_goal")[0])
+                                 **data.read(POINT, "point_goal")[0])
 
 
 def plain_array(path):
@@ -213,7 +214,7 @@ DATA = {
     "only_one_array": lambda path: np.savez(path, x=np.zeros(3)),
     "huge_rows": declared("observations", (10 ** 14, 2)),
     "negative_rows": declared("rewards", (-5,)), "more_rows": declared("rewards", (10 ** 6,)),
-    **{f"no_{name}": rewritten(lambda x, meta, name=name: x.pop(name)) for name in dataset.COLUMNS
+    **{f"no_{name}": rewritten(lambda x, meta, name=name: x.pop(name)) for name in data.COLUMNS
        if name != "metadata"},
     "complex_rewards": replaced("rewards", lambda x: x.astype(complex)),
     "text_rewards": replaced("rewards", lambda x: x.astype(str)),
@@ -421,7 +422,7 @@ def test_outputs_that_begin_alike_do_not_meet(tmp_path):
         assert command_line("--env", "point_goal", "--tasks", "0,2", "--steps", 300, "--keep", 300,
                             "--out", tmp_path / name, program="collect.py").returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.1", "run.2", "x.unfinished"]
-    dataset.read(tmp_path / "x.unfinished", "point_goal")
+    data.read(tmp_path / "x.unfinished", "point_goal")
 
 
 def test_a_collection_goes_on_only_as_what_it_is(tmp_path):
@@ -579,19 +580,19 @@ def damaged(content, random):
 
 def test_damaged_files_are_refused_or_read_as_they_were(checkpoint, tmp_path):
     random, path, counts = np.random.default_rng(0), tmp_path / "file", [0, 0]
-    x, meta = dataset.read(POINT, "point_goal")
+    x, meta = data.read(POINT, "point_goal")
     few = x["episode_task"] < 3
     steps, states = (np.repeat(few, x["episode_length"] + more) for more in (0, 1))
     small = {name: array[few if name.startswith("episode") else
                          states if name == "observations" else steps] for name, array in x.items()}
-    dataset.write(path, small, meta)
+    data.write(path, small, meta)
     data = path.read_bytes()
     torch.save(checkpoint, path)
     state = path.read_bytes()
     for _ in range(200):
         path.write_bytes(damaged(data, random))
         try:
-            found, _ = dataset.read(path, "point_goal")
+            found, _ = data.read(path, "point_goal")
         except BadInput:
             counts[0] += 1
         else:

@@ -9,8 +9,8 @@ import sys
 import matplotlib
 import pytest
 import torch
-
 from conftest import HERE, command_line, refused
+
 from helpers.command import BadInput
 
 matplotlib.use("Agg")

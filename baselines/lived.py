@@ -3,8 +3,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from helpers.buffers import Batch
-from helpers.run import rollout
+import envs
+from helpers.data import Batch
 
 # Shapes: N tasks, E episodes of H steps each at most, B transitions in a batch, P in all.
 
@@ -36,8 +36,8 @@ class Lived(nn.Module):
 
             def act(obs):
                 return (policy(obs) + next(noises)[:, None]).clamp(-1, 1)
-        rollout(act, environments, seeds, buffers,
-                record=lambda k, *transition: lives[k].append(transition))
+        envs.rollout(act, environments, seeds, buffers.observe,
+                     record=lambda k, *transition: lives[k].append(transition))
         for i, life in zip(range(len(lives)) if tasks is None else tasks, lives):
             obs, action, reward, next_obs, terminated = (
                 torch.as_tensor(np.array(x), dtype=torch.float32, device=self.obs.device)

@@ -1,6 +1,6 @@
 """How fast a meta-step is, beside the straightforward way and the machine's floor.
 
-    python bench.py [--json FILE] [--figure FILE] [--device cuda]
+    python -m experiments.bench [--json FILE] [--figure FILE] [--device cuda]
 
 Each time is the median of many runs; what is compared is run in turns, for machines are noisy.
 """
@@ -16,14 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import collect
 import envs
-import focal
 import macaw
-import sac
-import smac
-import straightforward
+from baselines import focal, smac
+from experiments import straightforward
 from helpers import command, plot
-from helpers.buffers import Batch
-from helpers.run import Run, evaluate
+from helpers.data import Batch
+from helpers.run import Run
 
 RELEASED = macaw.Config(latent=100, width=100, inner_batch=256)     # 5 tasks, 256 + 256
 CHEETAH = 17, 6                         # numbers in an observation and in an action
@@ -62,7 +60,7 @@ def steps(config, device, obs_dim, act_dim):
 def updates(device):
     """An update of the SAC agents of all cheetah_vel tasks, and their number."""
     config, n, (obs, act) = collect.Config(), len(envs.FAMILIES["cheetah_vel"].tasks), CHEETAH
-    agents = sac.Agents(n, obs, act, config).to(device)
+    agents = collect.Agents(n, obs, act, config).to(device)
     batch = [torch.rand(*shape, device=device) for shape in (
         (n, config.batch, obs), (n, config.batch, act), (n, config.batch), (n, config.batch, obs),
         (n, config.batch), (2, n, config.batch, act))]
@@ -146,7 +144,7 @@ def main(config, _):
         adaptation, = milliseconds(seconds / 10, lambda: run.learner.policies(D, True))
         show(**{f"{run.config.variant}_adaptation_ms": adaptation})
     update, n = updates(device)
-    show(evaluation_ms=milliseconds(seconds, lambda: evaluate(run, draws=1))[0],
+    show(evaluation_ms=milliseconds(seconds, lambda: macaw.meta_test(run, draws=1))[0],
          agent_updates_per_second=1e3 * n / milliseconds(seconds, update)[0],
          peak_memory_collection_mb=peak_memory(updates, "cpu"))
     for name, values in GROWTH.items():

@@ -1,9 +1,14 @@
 """A small copy of a checkpoint, to ship: it can be evaluated and adapted, but not gone on with.
 
-    python -m helpers.slim runs/cheetah_vel-focal-s0/checkpoint.pt small.pt
-    python -m helpers.slim runs/cheetah_vel-macaw-s0/checkpoint.pt small.pt --latent 7
+    python notebooks/slim.py runs/cheetah_vel-focal-s0/checkpoint.pt small.pt
+    python notebooks/slim.py runs/cheetah_vel-macaw-s0/checkpoint.pt small.pt --latent 7
 """
+import pathlib
+import sys
+
 import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from helpers import command
 from helpers.command import BadInput, Parser, one_sentence
