@@ -3,41 +3,40 @@
 From fixed data of many tasks, meta-learn a policy and a value function that adapt to a new task by
 one or a few gradient steps on 256 of its transitions. Read this file beside the paper:
 
-    Algorithm 1 (meta-training)                      Algorithm 2 (meta-testing)
-    line 3     initialise theta, phi   Macaw         line 3     start at theta, phi  InnerLoop
-    lines 4-6  for n steps, sample     meta_train    lines 4-7  adapt for n steps    adapt
-    line 7     phi'   (Eq. 2)          adapt                    act                  policies
-    line 8     theta' (Eq. 1, 3, 4)    adapt         Architecture
-    line 10    update phi   (Eq. 5)    meta_train    Figure 2, two heads             Policy
-    line 11    update theta (Eq. 6)    meta_train    Appendix B, layers              WeightTransform
+    Algorithm 1, meta-training                       Algorithm 2, meta-testing    meta_test
+    line 3     initialise theta, phi  MetaLearner    line 3     theta, phi        InnerLoop.start
+    lines 4-5  n steps, over tasks    meta_train     lines 4-7  adapt             MetaLearner.adapt
+    line 6     D^tr, D^ts             run.sample
+    line 7     adapt phi              adapt          Eq. 1      L^AWR             policy_loss
+    line 8     adapt theta            adapt          Eq. 2      R, L_V            returns, value_loss
+    line 10    update phi             meta_train     Eq. 3, 4   L^ADV, L_pi       policy_loss
+    line 11    update theta           meta_train     Eq. 5, 6   meta-objectives   meta_losses
+    Figure 2   advantage head         Policy         App. B     weight transform  WeightTransform
 
     python macaw.py --env cheetah_vel                         # meta-train, then meta-test
     python macaw.py --evaluate runs/.../checkpoint.pt         # meta-test only
 
-What no paper mentions (checkpoints, evaluation, files) is in helpers/. Where a setting comes from:
-[paper], its text; [code], the authors' released program; [us], chosen here on training tasks.
-Where we leave the paper (reasons, and smaller things, in docs/deviations.md):
- 1. The behaviour agents of D^ts live under common random numbers (ants: are one agent), so gaits
-    agree from task to task (collect.py). Of all deviations this moves the numbers most [us].
- 2. At the time limit returns bootstrap with gamma^k V(s_end), not in the inner value loss [code].
- 3. Weights use advantages standardised in the batch, the exponent clipped at log 20 [code]; the
-    advantage head regresses the advantage as it is.
- 4. Inner step sizes, one for each tensor, and lambda are meta-learned [code].
- 5. z, M and m of a weight transform adapt, not z alone [code], but M is never copied: see there.
- 6. D^tr and D^ts share no transition, as in the paper (but not in the code), though they may share
-    episodes. Both are spread evenly over life [us]; the code takes a window of it for D^tr.
- 7. Negative actions reach the advantage head; the code clips them at 0, an oversight.
- 8. Observations are standardised, returns divided by their standard deviation, both over the
-    training tasks [us].
- 9. A meta-step takes five tasks (but see 10), not all [code]. Meta-losses are means, outer step
-    sizes fall linearly to 0, and weights decay: z, M and m, that is, not the layer's weights
-    M z + m. Decay shrinks the learned metric [us].
-10. cheetah_vel and walker_params adapt by three steps, not one, with smooth policies and sigma in
-    units of each task's actions, and cut long inner gradients; cheetah_vel has 16 tasks in a
-    meta-step. For these two and ant_dir D^ts comes from later life (PRESETS) [us].
-11. Layers of 64, not 100; c = 32, not 100; D^tr of 128 in training, of 256 in testing [us].
-12. D^tr may come from other agents of the task than D^ts (--adapt-data; the default of cheetah_vel
-    and ant_dir), so that adaptation reads the task, not the gait [us].
+What no paper mentions (data files, checkpoints, the command line) is in helpers/. Where a setting
+comes from: [paper], its text; [code], the authors' released program; [us], chosen here on training
+tasks. Where we leave the paper (the reasons, under the same numbers: docs/deviations.md):
+
+Changes to Algorithm 1
+ 1. At the time limit returns bootstrap with gamma^k V(s_end), not in the inner value loss [code].
+ 2. Weights use advantages standardised in the batch, the exponent clipped at log 20 [code].
+ 3. Inner step sizes, one for each tensor, and lambda are meta-learned [code].
+ 4. z, M and m of a weight transform adapt, not z alone [code].
+ 5. A step takes some tasks [code]; weights decay, and outer step sizes fall linearly to 0 [us].
+ 6. Some families: three inner steps, SiLU, sigma in units of the actions, clipped gradients [us].
+Changes to the data
+ 7. Agents share their random numbers (ants: are one agent): this moves the numbers most [us].
+ 8. Batches are spread evenly over a lifetime, D^ts over its later part in some families [us].
+ 9. D^tr may come from other agents than D^ts (adapt_data): then it cannot copy a gait [us].
+10. The observation is Gymnasium's own; the code adds the torso's position.
+Implementation
+11. M is never copied for a task (see WeightTransform) [us].
+12. Negative actions reach the advantage head; the code clips them at 0, an oversight.
+13. Observations are standardised, returns divided by their standard deviation [us].
+14. Smaller nets and batches, larger outer step sizes, milder fine-tuning of MT+FT [us].
 """
 import contextlib
 import dataclasses
@@ -53,6 +52,7 @@ from torch.nn import functional as F
 import envs
 from helpers import factored
 from helpers.command import flag
+from helpers.data import OTHER_AGENTS
 from helpers.run import Method, RunConfig, main
 
 MAX_WEIGHT = 20.0       # an advantage weight exp(A / T) is at most this [code]
@@ -68,8 +68,9 @@ class Config(RunConfig):
     latent: int = flag(32, "c, size of z; 0: layers are no transforms [us; code: 100]", 0, 4096)
     head_width: int = flag(32, "hidden units of the advantage head; 0: none [code]", 0, 4096)
     smooth: bool = flag(False, "the policy has SiLU, not ReLU [us]")
-    sigma: float = flag(0.2, "standard deviation of the policy [code], 0: a third of that of the "
-                             "task's own actions [us]", 0, 10)
+    sigma: float = flag(0.2, "standard deviation of the policy [code]", 1e-3, 10)
+    relative_sigma: bool = flag(False, "instead of sigma, a third of the standard deviation of the "
+                                       "task's own actions [us]")
     temperature: float = flag(1.0, "T of Eq. 1 [code]", 1e-3)
     bootstrap: bool = flag(True, "at the time limit returns bootstrap with V [code]")
     advantage_coef: float = flag(0.01, "lambda of Eq. 3, to begin with [code]", 1e-6, 100)
@@ -84,36 +85,46 @@ class Config(RunConfig):
     max_gradient: float = flag(0.0, "a longer gradient of an inner step is cut to this, 0: no "
                                     "cut [us]", 0, 1e9)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [paper]", 0, 100)
-    test_steps: int = flag(1, "n of Algorithm 2, the same in testing [code]", 1, 1000)
+    test_steps: int = flag(1, "n of Algorithm 2, the same in testing [code]", 1, 1000,
+                           free=("evaluate",))
 
     @property
     def batch_sizes(self):
         """Of D^tr and D^ts."""
         return self.inner_batch, self.outer_batch
 
+    @property
+    def task_ids(self):
+        return self.multi_task
+
 
 # Gaits run better with a smooth policy, and errors that count alike in slow gaits and in fast ones
-SMOOTH = dict(inner_steps=3, test_steps=3, sigma=0.0, smooth=True)
+SMOOTH = dict(inner_steps=3, test_steps=3, relative_sigma=True, smooth=True)
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
-    "cheetah_vel": dict(SMOOTH, late=0.5, tasks_per_step=16, max_gradient=300.0),
+    "cheetah_vel": dict(SMOOTH, late=0.5, tasks_per_step=16, max_gradient=300.0,
+                        adapt_data=OTHER_AGENTS["cheetah_vel"]),
     "cheetah_dir": dict(tasks_per_step=2, weight_decay=0.0),
-    "ant_dir": dict(late=0.5),
+    "ant_dir": dict(late=0.5, adapt_data=OTHER_AGENTS["ant_dir"]),
     "walker_params": dict(SMOOTH, late=0.8, weight_decay=0.1, max_gradient=1000.0),
     "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, policy_lr=1e-3,
                        value_lr=1e-3, weight_decay=0.0),
 }
 
 # Ordinary layers have their own best settings; a smooth policy does them no good [us]
-PLAIN = dict(latent=0, sigma=0.2, smooth=False, max_gradient=0.0)
+PLAIN = dict(latent=0, relative_sigma=False, smooth=False, max_gradient=0.0)
 ORDINARY = dict(PLAIN, inner_lr=0.03, weight_decay=0.1)
-VARIANTS = {                                    # the paper's ablations and baselines (Section 5)
+MILD = dict(inner_lr=1e-4, test_steps=5, weight_decay=1.0)
+VARIANTS = {        # the paper's ablations and baselines (Section 5); a family's own under its name
     "macaw": dict(),
     "no_advantage": dict(head_width=0),
-    "no_wt": ORDINARY,                                              # at equal width
+    "no_wt": dict(ORDINARY, cheetah_dir=dict(inner_lr=0.01),        # at equal width
+                  ant_dir=dict(inner_lr=0.01, adapt_data=""),
+                  walker_params=dict(inner_lr=0.003, inner_steps=1, test_steps=1)),
     "no_wt_wide": dict(ORDINARY, width=415),                        # at equal parameters
     "maml_awr": dict(ORDINARY, head_width=0),
     "meta_bc": dict(head_width=0, temperature=1e9),                 # all advantage weights are 1
-    "mt_awr": dict(PLAIN, multi_task=True, head_width=0, inner_steps=0, test_steps=20),     # MT+FT
+    "mt_awr": dict(PLAIN, multi_task=True, head_width=0, inner_steps=0, test_steps=20,    # MT+FT
+                   ant_dir=MILD, walker_params=MILD),
 }
 
 
@@ -176,13 +187,13 @@ def inverse_softplus(x):
     return math.log(math.expm1(x))
 
 
-def shortened(gradients, longest):
-    """Gradients (N, n) of a net's layers, scaled to norm `longest`, over all layers, where a task's
-    is longer.
+def clip_per_task(gradients, longest):
+    """Gradients (N, n) of a net's layers, scaled to norm `longest`, over all layers, for the tasks
+    whose gradient is longer.
 
-    Each step begins where the last one ended. Where a stranger's transitions make one too long, the
-    next gradient is longer still, and the policy is ruined. The meta-gradient takes the factor of
-    the cut as a constant.
+    Each inner step begins where the last one ended. Where unfamiliar transitions make one too long,
+    the next gradient is longer still, and the policy is ruined. The meta-gradient takes the factor
+    as a constant.
     """
     if not longest:
         return gradients
@@ -219,6 +230,10 @@ class WeightTransform(nn.Module):
         self.m = nn.Parameter(torch.empty(1, n).uniform_(-1, 1) * inputs ** -0.5)   # (1, n)
         self.raw_lr = nn.Parameter(torch.full((3,), inverse_softplus(inner_lr)))    # alpha_1, eta_1
 
+    def meta_parameters(self):
+        """What meta-training learns of it, but its step sizes."""
+        return [self.z, self.M, self.m]
+
     def initial(self):
         """The weights w_0 (1, n) before adaptation, and a fresh memory."""
         times_M = factored.times(self.M)
@@ -240,12 +255,16 @@ class WeightTransform(nn.Module):
         return dw + (a_m + a_M * (z * z_next).sum(-1, keepdim=True)) * d
 
 
-class FullyConnected(Linear):
+class OrdinaryLayer(Linear):
     """An ordinary layer, for the ablation: W and b adapt, each with a step size of its own."""
 
     def __init__(self, inputs, outputs, inner_lr):
         super().__init__(inputs, outputs)
         self.raw_lr = nn.Parameter(torch.full((2,), inverse_softplus(inner_lr)))
+
+    def meta_parameters(self):
+        """What meta-training learns of it, but its step sizes."""
+        return [self.w]
 
     def initial(self):
         return self.w, None
@@ -265,27 +284,31 @@ class InnerLoop(nn.Module):
         object.__setattr__(self, "net", net)    # no submodule: the net holds shapes, no numbers
         self.transforms = nn.ModuleList(
             WeightTransform(layer.inputs, layer.outputs, config.latent, config.inner_lr)
-            if config.latent else FullyConnected(layer.inputs, layer.outputs, config.inner_lr)
+            if config.latent else OrdinaryLayer(layer.inputs, layer.outputs, config.inner_lr)
             for layer in net.modules() if isinstance(layer, Linear))
 
     @contextlib.contextmanager
     def start(self, tasks, train):
         """A net with `tasks` copies of the initial weights, and a function that adapts it by a step
         down a loss; `train` keeps the graph through the steps, for the meta-gradient."""
-        fine_tune = self.config.multi_task      # MT+FT adapts by plain Adam, no learned step
-        # SGD with step size 1 subtracts what `transformed` puts in the gradients' place: our step
-        optimizer = (torch.optim.Adam(self.net.parameters(), self.config.inner_lr) if fine_tune else
-                     torch.optim.SGD(self.net.parameters(), lr=1.0))
+        config = self.config
+        # `higher` differentiates through an optimizer's steps, but ours is no optimizer that it
+        # knows. So it gets a dummy: SGD with step size 1 subtracts what the callback returns in the
+        # gradients' place, and the callback returns the whole update.
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=1.0)
+        if config.multi_task:                           # MT+FT adapts by plain Adam instead
+            optimizer = torch.optim.Adam(self.net.parameters(), config.inner_lr)
         with higher.innerloop_ctx(self.net, optimizer, copy_initial_weights=False,
                                   track_higher_grads=train) as (net, optimizer):
             weights, memories = zip(*(t.initial() for t in self.transforms))
             net.update_params([w.expand(tasks, -1) for w in weights])
 
-            def transformed(gradients):
-                cut = shortened(gradients, self.config.max_gradient)
-                return [t.step(d, memory) for t, d, memory in zip(self.transforms, cut, memories)]
+            def updates(gradients):
+                clipped = clip_per_task(gradients, config.max_gradient)
+                return [t.step(d, memory)
+                        for t, d, memory in zip(self.transforms, clipped, memories)]
             yield net, lambda loss: optimizer.step(
-                loss, grad_callback=None if fine_tune else transformed)
+                loss, grad_callback=None if config.multi_task else updates)
 
 
 # ------------------------------------------------------------------------------ losses, adaptation
@@ -331,7 +354,8 @@ def policy_loss(pi, batch, advantage, config, coef=None):
     advantage = advantage.detach()                  # a weight and a target: V has its own loss
     mean, predicted = (pi(batch.obs), None) if coef is None else pi(batch.obs, batch.action)
     # A slow gait's actions are small: with one sigma for all tasks it would hardly count
-    sigma = batch.action.new_full((), config.sigma) if config.sigma else deviation(batch.action) / 3
+    sigma = (deviation(batch.action) / 3 if config.relative_sigma
+             else batch.action.new_full((), config.sigma))
     log_prob = (-0.5 * ((batch.action - mean) / sigma).square()
                 - (sigma * math.sqrt(2 * math.pi)).log()).sum(-1)                   # (N, B)
     loss = -log_prob * advantage_weights(advantage, config)
@@ -340,7 +364,7 @@ def policy_loss(pi, batch, advantage, config, coef=None):
     return loss.mean(-1).sum()
 
 
-class Macaw(nn.Module):
+class MetaLearner(nn.Module):
     """All that meta-training learns: theta, phi, their inner step sizes and lambda (line 3)."""
 
     def __init__(self, obs_dim, act_dim, config):
@@ -381,26 +405,36 @@ class Macaw(nn.Module):
         return value_loss(advantage), policy_loss(pi, D, advantage, self.config)
 
     def optimizer(self):
-        """AdamW over everything, in three groups: theta, phi, and the inner steps."""
-        def group(module, inner_steps, lr, decay):
-            return dict(params=[p for name, p in module.named_parameters()
-                                if ("raw_" in name) == inner_steps],
-                        lr=lr, initial_lr=lr, weight_decay=decay)
+        """AdamW over everything, in three groups: theta, phi, and the inner loops' own step sizes
+        and lambda, which do not decay."""
         config = self.config
-        return torch.optim.AdamW([group(self.policy, False, config.policy_lr, config.weight_decay),
-                                  group(self.value, False, config.value_lr, config.weight_decay),
-                                  group(self, True, STEP_LR, 0.0)], fused=True)
+        theta, phi = ([p for t in loop.transforms for p in t.meta_parameters()]
+                      for loop in (self.policy, self.value))
+        steps = [t.raw_lr for loop in (self.policy, self.value) for t in loop.transforms]
+        if config.head_width:
+            steps.append(self.raw_coef)
+        return torch.optim.AdamW([
+            dict(params=params, lr=lr, initial_lr=lr, weight_decay=decay) for params, lr, decay in (
+                (theta, config.policy_lr, config.weight_decay),
+                (phi, config.value_lr, config.weight_decay), (steps, STEP_LR, 0.0))], fused=True)
 
 
 def meta_train(run, until):
     """Algorithm 1, up to meta-step `until`."""
-    config, macaw = run.config, run.learner
+    config, learner, optimizer = run.config, run.learner, run.optimizer
     for _ in run.steps(until):                                                      # line 4
         tasks = run.choose(config.tasks_per_step)                           # line 5, some of them
         D_tr, D_ts = run.sample(tasks, config.batch_sizes, begin=(0.0, config.late))    # line 6
-        pi, V = macaw.adapt(D_tr, config.inner_steps, train=True)                   # lines 7, 8
-        loss_V, loss_pi = macaw.meta_losses(pi, V, D_ts)
-        run.descend(value_loss=loss_V / len(tasks), policy_loss=loss_pi / len(tasks))   # 10, 11
+        pi, V = learner.adapt(D_tr, config.inner_steps, train=True)                 # lines 7, 8
+        loss_V, loss_pi = learner.meta_losses(pi, V, D_ts)
+        # One backward pass serves both updates: L_V does not depend on theta, and L^AWR sends no
+        # gradient to phi, for its advantages are detached
+        losses = dict(value_loss=loss_V / len(tasks), policy_loss=loss_pi / len(tasks))
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        run.check(losses)                           # raises Diverged where one is not finite
+        run.lower_step_sizes()
+        optimizer.step()                                                            # lines 10, 11
 
 
 def meta_test(run, draws):
@@ -421,7 +455,7 @@ def meta_test(run, draws):
     return results
 
 
-MACAW = Method(Macaw, Config, meta_train, meta_test, PRESETS, VARIANTS, parallel=True)
+MACAW = Method(MetaLearner, Config, meta_train, meta_test, PRESETS, VARIANTS, parallel=True)
 
 if __name__ == "__main__":
     main(MACAW, __doc__)

@@ -51,6 +51,7 @@ from torch.nn import functional as F
 import envs
 import macaw
 from helpers.command import BadInput, flag
+from helpers.data import OTHER_AGENTS
 from helpers.run import Method, RunConfig, main
 
 # Shapes: N tasks, B transitions of each, z numbers in a task's code (not MACAW's z, a layer's).
@@ -68,8 +69,8 @@ class ContextConfig(RunConfig):
     next_obs: bool = flag(False, "the encoder sees next observations, too")
     code: int = flag(8, "numbers in a task's code z [code: 5 to 20]", 1, 1000)
     width: int = flag(128, "units in each hidden layer [us; code: 200 to 300]", 1, 4096)
-    sigma: float = flag(0.2, "standard deviation of the actor, 0: that of the task's own actions "
-                             "[us]", 0, 10)
+    sigma: float = flag(0.2, "standard deviation of the actor [us]", 1e-3, 10)
+    relative_sigma: bool = flag(False, "instead of sigma, that of the task's own actions [us]")
     temperature: float = flag(0.5, "of the advantage weights, in deviations of A [us]", 1e-3)
     kl: float = flag(1e-5, "weight of PEARL's KL divergence [us; code: 0.1 on rewards x 5]", 0, 100)
     lr: float = flag(1e-3, "Adam step size of all nets [us; code: 3e-4]", 0, 1)
@@ -79,7 +80,6 @@ class ContextConfig(RunConfig):
 @dataclasses.dataclass(frozen=True)
 class Config(ContextConfig):
     """The settings that are FOCAL's and PEARL's own."""
-    variant: str = flag("focal", "focal, pearl or pearl_regularised")
     probabilistic: bool = flag(False, "PEARL's encoder: a Gaussian, trained through the critics")
     regularise: bool = flag(True, "keep the actor near the data by advantage weights")
     smooth: bool = flag(False, "the actor has SiLU, not ReLU [us]")
@@ -95,19 +95,20 @@ class Config(ContextConfig):
         return self.context, self.context, self.batch
 
 
-FAST = dict(late=0.5, temperature=3.0, lr=3e-3, sigma=0.0, smooth=True)
+FAST = dict(late=0.5, temperature=3.0, lr=3e-3, relative_sigma=True, smooth=True)
 PRESETS = {**dict.fromkeys(envs.FAMILIES, FAST),
+    **{family: dict(FAST, adapt_data=files) for family, files in OTHER_AGENTS.items()},
     "cheetah_dir": dict(FAST, tasks_per_step=2, batch=256, context=128),
     "walker_params": dict(next_obs=True, late=0.5, monte_carlo=True),
     "point_goal": dict(steps=600, gamma=0.9, width=64, eval_every=200),
 }
 
-PEARL = dict(probabilistic=True, encoder_steps=0, late=0.0, temperature=0.5, lr=1e-3, sigma=0.2,
-             smooth=False, monte_carlo=False)
+PEARL = dict(probabilistic=True, encoder_steps=0, late=0.0, temperature=0.5, lr=1e-3,
+             relative_sigma=False, smooth=False, monte_carlo=False)
 VARIANTS = {
     "focal": dict(),
     "pearl": dict(PEARL, regularise=False),
-    "pearl_regularised": PEARL,
+    "pearl_regularised": dict(PEARL, ant_dir=dict(adapt_data="")),
 }
 
 def mlp(inputs, hidden, outputs, activation=nn.ReLU):
@@ -253,7 +254,8 @@ class Focal(nn.Module):
             with torch.no_grad():
                 advantage = (self.critics(batch.obs, batch.action, z).amin(0)
                              - self.critics(batch.obs, mean, z).amin(0))            # (N, B)
-            sigma = self.config.sigma or macaw.deviation(batch.action)
+            sigma = (macaw.deviation(batch.action) if self.config.relative_sigma
+                     else self.config.sigma)
             error = (0.5 * ((batch.action - mean) / sigma).square()).sum(-1)
             return (macaw.advantage_weights(advantage, self.config) * error).mean()
         self.critics.requires_grad_(False)              # the actor climbs, the critics stay
@@ -268,6 +270,16 @@ class Focal(nn.Module):
                              self.config.tau)
 
 
+def descend(run, losses):
+    """An update of all nets, down the sum of their losses, and of the targets."""
+    run.optimizer.zero_grad()
+    sum(losses.values()).backward()
+    run.check(losses)                               # raises Diverged where one is not finite
+    run.lower_step_sizes()
+    run.optimizer.step()
+    run.learner.follow()
+
+
 def train(run, until):
     """Offline meta-training, up to update `until`."""
     config, focal = run.config, run.learner
@@ -275,9 +287,8 @@ def train(run, until):
         learns = run.step < (config.encoder_steps or config.steps)
         first, second, batch = run.sample(run.choose(config.tasks_per_step), config.batch_sizes,
                                           begin=(0.0, 0.0, config.late))
-        noise = torch.randn(len(batch.obs), config.code, generator=run.generator).to(config.device)
-        run.descend(**focal.losses(first, second, batch, noise, encoder=learns))
-        focal.follow()
+        noise = torch.randn(len(batch.obs), config.code, generator=run.generator).to(run.device)
+        descend(run, focal.losses(first, second, batch, noise, encoder=learns))
 
 
 FOCAL = Method(Focal, Config, train, macaw.meta_test, PRESETS, VARIANTS)

@@ -42,7 +42,7 @@ import macaw
 from baselines import focal
 from baselines.lived import Lived
 from helpers.command import BadInput, flag
-from helpers.data import Batch
+from helpers.data import OTHER_AGENTS, Batch
 from helpers.run import Method, main
 
 # Shapes: N tasks, B transitions of each, z numbers in a code.
@@ -51,7 +51,6 @@ from helpers.run import Method, main
 @dataclasses.dataclass(frozen=True)
 class Config(focal.ContextConfig):
     """The settings that are SMAC's own."""
-    variant: str = flag("smac", "smac, or a control: frozen, no_data")
     steps: int = flag(5000, "updates in both phases [us]", 1)
     offline_steps: int = flag(2000, "updates before the policy begins to explore [us]", 1)
     context: int = flag(128, "transitions in a context [us]", 1, 100_000)
@@ -70,6 +69,7 @@ class Config(focal.ContextConfig):
 
 
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),
+    **{family: dict(adapt_data=files) for family, files in OTHER_AGENTS.items()},
     "cheetah_dir": dict(tasks_per_step=2, batch=256),
     "walker_params": dict(next_obs=True),
     "point_goal": dict(steps=900, offline_steps=500, rounds=4, gamma=0.9, width=64, eval_every=200),
@@ -124,7 +124,7 @@ def self_supervise(run):
     lived, tasks = smac.lived, buffers.train
     with envs.environments_of(config.env, tasks) as environments:
         for _ in range(config.episodes):
-            prior = torch.randn(len(tasks), config.code, generator=run.generator).to(config.device)
+            prior = torch.randn(len(tasks), config.code, generator=run.generator).to(run.device)
             seeds = torch.randint(2 ** 31, (len(tasks),), generator=run.generator).tolist()
             lived.play(lambda obs, z=prior: smac.act(obs, z), environments, seeds, buffers, tasks)
             e = lived.episodes - 1
@@ -141,8 +141,8 @@ def own_context(run, tasks):
     config, learner, buffers = run.config, run.learner, run.buffers
     generator = torch.Generator().manual_seed(0)
     lived = Lived(len(tasks), 2, envs.FAMILIES[config.env].horizon, buffers.obs_dim,
-                  buffers.act_dim).to(config.device)
-    z = torch.randn(len(tasks), config.code, generator=generator).to(config.device)
+                  buffers.act_dim).to(run.device)
+    z = torch.randn(len(tasks), config.code, generator=generator).to(run.device)
     with envs.environments_of(config.env, tasks) as environments:
         for episode in range(2):
             seeds = [10_000 * (1 + episode) + k for k in range(len(tasks))]     # not the test's
@@ -177,10 +177,9 @@ def train(run, until):
         context, batch = run.sample(tasks, config.batch_sizes, begin=(0.0, config.late))
         if smac.lived.episodes:
             context, batch = mixed(run, tasks, context, batch)
-        noise = torch.randn(len(tasks), config.code, generator=run.generator).to(config.device)
+        noise = torch.randn(len(tasks), config.code, generator=run.generator).to(run.device)
         learns = not config.frozen or run.step < config.offline_steps
-        run.descend(**smac.losses(context, batch, noise, encoder=learns))
-        smac.follow()
+        focal.descend(run, smac.losses(context, batch, noise, encoder=learns))
     if run.step == config.steps:
         run.notes["own_after"] = own_return(run, config.final_draws)
         if run.folder:

@@ -40,7 +40,7 @@ class Config:
 def steps(config, device, obs_dim, act_dim):
     """A meta-step here, and the same step in the straightforward way, on random numbers."""
     torch.manual_seed(0)
-    model, tasks = macaw.Macaw(obs_dim, act_dim, config).to(device), config.tasks_per_step
+    model, tasks = macaw.MetaLearner(obs_dim, act_dim, config).to(device), config.tasks_per_step
     optimizer = model.optimizer()
     wide = dict(obs=(obs_dim,), next_obs=(obs_dim,), last_obs=(obs_dim,), action=(act_dim,))
     inner, outer = (Batch(*(torch.rand(tasks, size, *wide.get(name, ()), device=device)
@@ -93,7 +93,7 @@ def floor(config, device):
     array, out = torch.rand(20_000_000, device=device), torch.empty_like(x)
     copy = torch.empty_like(array)
     product, move = milliseconds(4, lambda: torch.bmm(x, W, out=out), lambda: copy.copy_(array))
-    numbers = (6 + 1 + 7) * sum(p.numel() for p in macaw.Macaw(*CHEETAH, config).parameters())
+    numbers = (6 + 1 + 7) * sum(p.numel() for p in macaw.MetaLearner(*CHEETAH, config).parameters())
     return (counter.get_total_flops() / (2 * x.numel() * config.width) * product
             + numbers / (2 * array.numel()) * move)
 

@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import signal
-import sys
 import zipfile
 
 import torch
@@ -29,26 +28,57 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which is handled as Ctrl-C is."""
 
 
-def flag(default, meaning, low=None, high=1e9):
-    """A field of a Config that is also a flag of the command line; numbers lie in [low, high]."""
-    return dataclasses.field(default=default, metadata=dict(help=meaning, low=low, high=high))
+def flag(default, meaning, low=None, high=1e9, free=()):
+    """A field of a config that is also a flag of the command line; numbers lie in [low, high].
+    `free`: what a setting may differ in from a checkpoint's, see run.RunConfig."""
+    return dataclasses.field(default=default,
+                             metadata=dict(help=meaning, low=low, high=high, free=free))
 
 
-def check_settings(config_class, settings, presets):
-    """Raises BadInput for a value of a wrong type, out of range, or of an unknown name."""
-    for field in dataclasses.fields(config_class):
-        if field.name not in settings:
-            continue
-        name, value = "--" + field.name.replace("_", "-"), settings[field.name]
-        low, high = field.metadata["low"], field.metadata["high"]
-        if type(value) is not field.type and (field.type, type(value)) != (float, int):
-            raise BadInput(f"{name} {value!r} is no {field.type.__name__}; give one")
-        if field.type in (int, float) and not low <= value <= high:
-            raise BadInput(f"{name} {value} is out of range: give a number from {low:g} to "
-                           f"{high:g}")
-        if field.name in presets and value not in presets[field.name]:
-            raise BadInput(f"{name} {value} is unknown; choose one of "
-                           f"{', '.join(presets[field.name])}")
+def settings(config_class, families=None, variants=None, **changes):
+    """A config: the one place where settings are put together.
+
+    Later wins: default, family, variant, the variant's entry for the family (a dict under the
+    family's name), changes. Without a variant the first one is meant. Raises BadInput.
+    """
+    families, variants = families or {}, variants or {}
+    if variants:
+        changes = {"variant": next(iter(variants)), **changes}
+    env, variant = changes.get("env", getattr(config_class, "env", None)), changes.get("variant")
+    for name, value, known in (("env", env, families), ("variant", variant, variants)):
+        if known and value not in known:
+            raise BadInput(f"--{name} {value} is unknown; choose one of {', '.join(known)}")
+    family, own = families.get(env, {}), variants.get(variant, {})
+    shared = {name: value for name, value in own.items() if name not in families}
+    return checked(config_class, {**family, **shared, **own.get(env, {}), **changes})
+
+
+def checked(config_class, values):
+    """A config of these values; raises BadInput for an unknown name, another type, or a number out
+    of range."""
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    for name, value in values.items():
+        if name not in fields:
+            raise BadInput(f"there is no setting {name}; choose among {', '.join(fields)}")
+        kind, low, high = fields[name].type, *map(fields[name].metadata.get, ("low", "high"))
+        if type(value) is not kind and (kind, type(value)) != (float, int):
+            raise BadInput(f"--{dashed(name)} {value!r} is no {kind.__name__}; give one")
+        if kind in (int, float) and not low <= value <= high:
+            raise BadInput(f"--{dashed(name)} {value} is out of range: give a number from {low:g} "
+                           f"to {high:g}")
+    return config_class(**values)
+
+
+def differences(config, other):
+    """What one config has and another one has not, in words."""
+    theirs = dataclasses.asdict(other)
+    return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(config).items()
+                     if value != theirs[name]) or "none"
+
+
+def dashed(name):
+    """A setting's name as a flag."""
+    return name.replace("_", "-")
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,25 +95,24 @@ class Parser(argparse.ArgumentParser):
         self.leave(2, message)
 
 
-def command_line(main, config_class, presets, doc):
-    """Run main(config, given). Precedence: default, preset of the family, variant, command line.
+def command_line(main, defaults, doc):
+    """Run main(given), where `given` has the flags that the command line gives, as checked types.
+    `defaults`: configs, whose fields are the flags.
 
     Exit codes: 0; 1 diverged; 2 bad input, or what the system refuses; 130 Ctrl-C; 143 SIGTERM.
     """
     parser = Parser(description=doc, allow_abbrev=False)
-    fields = dataclasses.fields(config_class)
-    for field in fields:
-        kind = (dict(action=argparse.BooleanOptionalAction) if field.type is bool
-                else dict(type=field.type, metavar=field.type.__name__.upper()))
-        parser.add_argument("--" + field.name.replace("_", "-"), default=None,
-                            help=f"{field.metadata['help']} ({field.default})", **kind)
+    for config in defaults:
+        for field in dataclasses.fields(config):
+            kind = (dict(action=argparse.BooleanOptionalAction) if field.type is bool
+                    else dict(type=field.type, metavar=field.type.__name__.upper()))
+            default = getattr(config, field.name)
+            shown = "" if default == "" else f" ({default})"
+            parser.add_argument(f"--{dashed(field.name)}", default=None,
+                                help=field.metadata["help"].replace("%", "%%") + shown, **kind)
     given = {k: v for k, v in vars(parser.parse_args()).items() if v is not None}
     with one_sentence(parser.leave):
-        check_settings(config_class, given, presets)
-        settings = {}
-        for name, table in presets.items():
-            settings.update(table[given.get(name, getattr(config_class, name))])
-        main(config_class(**{**settings, **given}), given)
+        main(given)
 
 
 def rank():
@@ -112,12 +141,9 @@ def one_sentence(leave):
         leave(143, stop.args[0] if stop.args else "stopped")
     except KeyboardInterrupt as stop:
         leave(130, stop.args[0] if stop.args else "stopped")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # Python flushes at exit
-        leave(2, "nobody reads the output any more; what was saved is whole")
     except OSError as problem:
         leave(2, f"the system refuses{f' {problem.filename}' if problem.filename else ''}: "
-                 f"{problem.strerror or problem}; mend that and start again")
+                 f"{problem.strerror or problem}; fix this and run again")
     except (MemoryError, RuntimeError) as problem:
         if isinstance(problem, RuntimeError) and "memory" not in str(problem):
             raise
@@ -161,10 +187,6 @@ def replacing(path, mode="wb"):
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    if os.name == "posix":                      # the move itself survives a loss of power, too
-        folder = os.open(part.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -202,7 +224,8 @@ def save_tensors(path, state):
 
 def load_tensors(path, device="cpu"):
     """What save_tensors wrote, never executed; None if the file is damaged or something else."""
-    check_readable(path)
+    if not pathlib.Path(path).is_file():
+        raise BadInput(f"{path} is not a file; name one")
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():               # torch.load ignores the checksums
@@ -212,20 +235,12 @@ def load_tensors(path, device="cpu"):
         return None
 
 
-def check_readable(path):
-    """Raises BadInput for what is no file (a pipe would block for ever), OSError for one that the
-    system keeps shut."""
-    if not pathlib.Path(path).is_file():
-        raise BadInput(f"{path} is not a file; name one")
-    open(path, "rb").close()
-
-
 def check_writable(path, *endings):
     """Raises BadInput where a file with one of these endings, if there are any, could not be
     written, before the work whose result it holds. (To replace a device would destroy it.)"""
     path = pathlib.Path(path)
-    folder, there = path.absolute().parent, path.exists()
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or there and not path.is_file():
+    folder = path.absolute().parent
+    if not os.access(folder, os.W_OK) or path.exists() and not path.is_file():
         raise BadInput(f"{path} cannot be written; name a file in a folder that is there")
     if endings and path.suffix not in endings:
         raise BadInput(f"{path} has another ending than what is written; end it with "

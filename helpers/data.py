@@ -13,7 +13,6 @@ import torch
 from gymnasium.spaces import Box
 
 import envs
-from helpers import command
 from helpers.command import BadInput, replacing
 
 FORMAT = 1
@@ -47,21 +46,20 @@ COLUMNS = dict(
 
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
+OTHER_AGENTS = {        # families with replay buffers of several groups of agents, and their names
+    "cheetah_vel": "cheetah_vel,cheetah_vel_others,cheetah_vel_others2",
+    "ant_dir": "ant_dir,ant_dir_others",
+}
+
+
+def path_of(name):
+    """The file NAME.npz in data/, wherever the program was started; what ends with .npz is a path
+    already."""
+    return pathlib.Path(name) if str(name).endswith(".npz") else DATA / f"{name}.npz"
 
 
 def default_path(env):
-    """Where the behaviour data of a family lies, wherever the program was started."""
-    return DATA / f"{env}.npz"
-
-
-def shipped_lenders(env):
-    """The files, as in a.npz,b.npz, of all agents that we ship for training, where a family has
-    several groups of them; else nothing."""
-    others = sorted(DATA.glob(f"{env}_others*.npz"))
-    if others and "," in str(DATA):
-        raise BadInput(f"{DATA} has a comma in its name, which parts the names of files; move the "
-                       "project, or give --adapt-data or --data with names relative to here")
-    return ",".join(map(str, [default_path(env), *others])) if others else ""
+    return path_of(env)
 
 
 def read(path, env):
@@ -79,9 +77,8 @@ def read(path, env):
     def check(good, problem):
         if not good:
             raise BadInput(f"{path} {problem}")
-    check(pathlib.Path(path).exists(), "is not there; make it with `python collect.py --env "
+    check(pathlib.Path(path).is_file(), "is not there; make it with `python collect.py --env "
                                        f"{env}` or name another file with --data")
-    command.check_readable(path)
     try:
         check_headers(path, check)
         with np.load(path, allow_pickle=False) as file:
@@ -314,7 +311,7 @@ class Buffers:
     checkpoint holds, when they come from there. Raises BadInput.
     """
 
-    def __init__(self, path, config, trained=None, lenders=()):
+    def __init__(self, path, config, trained=None, lenders=(), device="cpu"):
         groups = {os.path.realpath(p): p for p in [path, *lenders]}         # each file once
         self.paths, real = list(groups.values()), list(groups)
         self.lenders = torch.tensor([real.index(os.path.realpath(p)) for p in lenders or [path]])
@@ -333,7 +330,7 @@ class Buffers:
         counts = [{i: n for i, n in enumerate(row) if n} for row in self.count.tolist()]
         self.test, self.train = split(path, config, counts[0], trained)
         self.check(config, counts, learns=not trained or len(lenders))
-        self.id_dim = len(self.train) if config.multi_task else 0
+        self.id_dim = len(self.train) if config.task_ids else 0
         self.obs_dim, self.act_dim = x["observations"].shape[1] + self.id_dim, x["actions"].shape[1]
 
         total = np.bincount(episode, x["rewards"])                          # of each episode
@@ -358,7 +355,7 @@ class Buffers:
                          reward_std=rewards.std() + 1e-6)
 
         def tensor(array, dtype=torch.float32):
-            return torch.as_tensor(array, dtype=dtype, device=config.device)
+            return torch.as_tensor(array, dtype=dtype, device=device)
         self.stats = stats = {name: tensor(x) for name, x in stats.items()}
         self.obs = self.standardise(x["observations"])
         self.action, self.discount = tensor(x["actions"]), tensor(discount)

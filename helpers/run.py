@@ -1,23 +1,27 @@
 """A run: what every method needs around its training loop and no paper mentions.
 
-Run folder, checkpoint and exact resume, an evaluation now and then, metrics, summary, several
-processes. A method hands in a learner, a torch module with
+Settings, run folder, checkpoint and exact resume, evaluation, metrics, summary, several processes.
+A method hands in a `Method`: a config class, a RunConfig with the `batch_sizes` of a step; a
+learner, a torch module with
 
     policies(batch, adapted)   a function of observations (N, B, obs) that gives each task's actions
                                (N, B, act), after adaptation to its batch or before
     optimizer()                the optimizer of all its parameters, whose groups name an initial_lr
 
-a config class, a RunConfig with the `batch_sizes` that a step draws, and a function train(run,
-until), its paper's training loop, of this form:
+and its paper's training loop, train(run, until), of this form:
 
     for _ in run.steps(until):                  # evaluates and saves on the way
         tasks = run.choose(5)
         D_tr, D_ts = run.sample(tasks, (256, 256))
-        run.descend(some_loss=..., other_loss=...)
+        losses = dict(some_loss=..., other_loss=...)
+        run.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        run.check(losses)
+        run.lower_step_sizes()
+        run.optimizer.step()
 """
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -33,51 +37,45 @@ from tqdm import tqdm
 import envs
 from helpers import command, plot, render
 from helpers.command import BadInput, Diverged, flag
-from helpers.data import Buffers, default_path, parse_files, shipped_lenders
+from helpers.data import Buffers, parse_files, path_of
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 EARLY = 0, 10, 30, 100          # steps at which a run is evaluated too, for its first moments
 EVAL_DRAWS = 2                  # batches of each task in an evaluation on the way, not at the end
 
 
+# ---------------------------------------------------------------------------------------- settings
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """The settings that every method has."""
-    env: str = flag("cheetah_vel", "task family, each with settings of its own (PRESETS): "
-                     + ", ".join(envs.FAMILIES))
-    variant: str = flag("macaw", "the method, or what its paper compares it with; see VARIANTS")
+    """The settings that every method has; those marked with `free` may differ from a checkpoint's
+    when it is evaluated or resumed."""
+    env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
+    variant: str = flag("", "the method, or what its paper compares it with: see VARIANTS")
     steps: int = flag(1500, "n of Algorithm 1, meta-steps [us]", 1)
-    seed: int = flag(0, "of nets and batches", 0)
-    data: str = flag("", "behaviour data; data/ENV.npz when empty")
-    adapt_data: str = flag("", "files, as in a.npz,b.npz, whose agents lend what is adapted to in "
-                               "training; when empty --data or, without that, all that we ship")
-    out: str = flag("", "run folder; a fresh one under runs/ when empty")
-    resume: bool = flag(False, "go on from the checkpoint in --out")
-    evaluate: str = flag("", "a checkpoint to meta-test, without training; --out keeps its summary")
-    render: str = flag("", "a .gif to draw of a held-out task before and after adaptation")
-    device: str = flag("cpu", "cpu or cuda")
+    seed: int = flag(0, "of weights and batches", 0)
+    data: str = flag("", "replay buffers, a file or the name of one in data/; of the family when "
+                         "empty", free=("evaluate", "resume"))
+    adapt_data: str = flag("", "files or names, as in a.npz,b.npz: whose agents' transitions "
+                               "training adapts to; those of --data when empty", free=("resume",))
     holdout: str = flag("", "training tasks, as in 4,12, to test on instead of the test tasks")
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
     gamma: float = flag(0.99, "discount [code]", 0, 1)
-    test_batch: int = flag(256, "transitions that a held-out task is adapted to [code]", 2, 100_000)
+    test_batch: int = flag(256, "transitions that a held-out task is adapted to [code]", 2, 100_000,
+                           free=("evaluate",))
     eval_every: int = flag(250, "meta-steps between two evaluations", 1)
     final_draws: int = flag(20, "batches of each held-out task to adapt to at the end, with an "
-                                "episode after each", 1, 1000)
-    multi_task = False      # a flag only of a method whose learner may be told the task's id
-    monte_carlo = False     # likewise of one whose critics may learn from returns
+                                "episode after each", 1, 1000, free=("evaluate",))
+    task_ids = False        # whether the learner is told training tasks by a one-hot vector
 
 
-# What may differ from the settings in a checkpoint: always, when it is only evaluated, and when its
-# run goes on
-FREE = {"evaluate", "resume", "out", "data", "device", "render"}
-FREE_IN_TESTING = {"test_steps", "test_batch", "final_draws"}
-FREE_IN_RESUMING = {"adapt_data"}       # files may have moved; their content is checked
-
-STEP_SIZES = "lr", "policy_lr", "value_lr", "inner_lr"      # of one method or another
-
-STATE = dict(format=int, config=dict, data=str, train=list, stats=dict, learner=dict, step=int,
-             optimizer=dict, generator=torch.Tensor, seconds=float, rows=list,
-             notes=dict)                                                    # a checkpoint
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a command does with a run."""
+    out: str = flag("", "run folder; a new one under runs/ when empty")
+    resume: bool = flag(False, "continue from the checkpoint in --out")
+    evaluate: str = flag("", "a checkpoint to meta-test without training; --out keeps its summary")
+    render: str = flag("", "a .gif to draw of a held-out task before and after adaptation")
+    device: str = flag("cpu", "cpu or cuda")
 
 
 class Method(NamedTuple):
@@ -90,23 +88,31 @@ class Method(NamedTuple):
     variants: dict              # of each ablation and baseline, what makes it one
     parallel: bool = False      # whether several processes can share a step, each some tasks of it
 
+    def settings(self, **changes):
+        """The config of a run; see command.settings. Raises BadInput."""
+        return command.settings(self.config, self.presets, self.variants, **changes)
 
+
+# ------------------------------------------------------------------------------------------- a run
 class Run:
     """A learner in training, and all that training changes: hence all that a checkpoint holds."""
 
-    def __init__(self, method, config, state=None, folder=None):
-        self.method, self.config, self.folder = method, config, folder
-        if not (method.parallel or config.evaluate):
+    def __init__(self, method, config, device="cpu", folder=None, state=None, resume=False):
+        """`state`: a checkpoint's content, to evaluate or (resume) to go on with."""
+        training = resume or not state
+        if not (method.parallel and training):
             command.alone()
-        self.rank, self.world = processes(config)
-        lent = config.adapt_data and (not state or config.resume)
-        self.buffers = Buffers(config.data or default_path(config.env), config, state,
-                               parse_files(config.adapt_data) if lent else ())
+        self.method, self.config, self.device, self.folder = method, config, device, folder
+        self.training = training
+        self.rank, self.world = processes(config, device)
+        others = parse_files(config.adapt_data) if config.adapt_data and training else []
+        self.buffers = Buffers(path_of(config.data or config.env), config, state,
+                               [path_of(name) for name in others], device)
         sizes = self.buffers.obs_dim, self.buffers.act_dim
         if state:
             check_shapes(state["learner"], method, sizes, config)
         torch.manual_seed(config.seed)                              # for the first weights
-        self.learner = method.learner(*sizes, config).to(config.device)
+        self.learner = method.learner(*sizes, config).to(device)
         self.optimizer = self.learner.optimizer()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.seconds, self.rows, self.losses = 0, 0.0, [], []
@@ -136,35 +142,34 @@ class Run:
         bar = tqdm(total=until, initial=self.step, unit="step",
                    disable=None if self.folder else True)
         if self.step == 0:
-            self.look(start, bar)
+            self.evaluate_and_save(start, bar)
         while self.step < until:
             yield
             self.step += 1
             bar.update()
-            self.look(start, bar)
+            self.evaluate_and_save(start, bar)
         bar.close()
 
-    def look(self, start, bar):
-        """Evaluate and save, where this is due."""
+    def evaluate_and_save(self, start, bar):
+        """Where this is due."""
         config, step = self.config, self.step
         due = step % config.eval_every == 0 or step in EARLY or step == config.steps
         done = self.rows and self.rows[-1]["step"] == step      # a run that was killed just after
         if not self.folder or not due or done:
             return
         self.seconds = time.time() - start
-        if step == config.steps:
-            returns = self.returns = self.method.test(self, config.final_draws)
-        else:
-            returns = self.method.test(self, EVAL_DRAWS)
-        before, after = (x.mean() for x in returns)
-        self.check_finite(before, "return before adaptation")
-        self.check_finite(after, "return after adaptation")
+        last = step == config.steps
+        returns = self.method.test(self, config.final_draws if last else EVAL_DRAWS)
+        if last:
+            self.returns = returns
+        before, after = (float(x.mean()) for x in returns)
+        self.check_finite(before=before, after=after)
         names = dict.fromkeys(name for x in self.losses for name in x)      # not all in every step
         losses = {name: float(np.mean([x[name] for x in self.losses if name in x]))
                   for name in names}
         self.losses = []
-        self.rows.append(dict(step=step, seconds=round(self.seconds, 1), **losses,
-                              before=float(before), after=float(after)))
+        self.rows.append(dict(step=step, seconds=round(self.seconds, 1), **losses, before=before,
+                              after=after))
         self.save()
         losses = "".join(f"{name} {x:.4f}  " for name, x in losses.items())
         bar.write(f"step {step:6d}  {self.seconds:5.0f} s  {losses}"
@@ -181,41 +186,39 @@ class Run:
         batches = self.buffers.sample(tasks, sizes, self.generator, begin, known=True)
         return [batch.part(self.rank, self.world) for batch in batches]
 
-    def descend(self, **losses):
-        """A step of the optimizer down the sum of the losses. Under torchrun losses and gradients
-        are added up over the processes. Raises Diverged before what is not finite does harm."""
-        self.optimizer.zero_grad()
-        sum(losses.values()).backward()
+    def check(self, losses):
+        """Between the backward pass and the update: notes the losses, raises Diverged where a loss
+        or the gradient is not finite. Under torchrun both are added up over the processes."""
         gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
         values = torch.stack([loss.detach() for loss in losses.values()])
         sum_over_processes([values, *gradients])
         losses = dict(zip(losses, values.tolist()))
         norm = torch.nn.utils.get_total_norm(gradients).item()
-        for term, x in {**losses, "norm of the gradient": norm}.items():
-            self.check_finite(x, f"{term.replace('_', ' ')} of step {self.step + 1}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (1 - self.step / self.config.steps)
-        self.optimizer.step()
+        self.check_finite(**losses, norm_of_the_gradient=norm)
         self.losses.append(losses)
 
-    def check_finite(self, x, name):
-        """Raises Diverged, before an update or a checkpoint is made of it."""
-        if not math.isfinite(x):
-            sizes = ", ".join(f"--{name.replace('_', '-')}" for name in STEP_SIZES
-                              if hasattr(self.config, name))
-            adapts = getattr(self.config, "inner_steps", 0)
-            cut = ", or with a cut, --max-gradient" if adapts else ""
-            raise Diverged(f"the {name} is {x}; the last checkpoint is good, but start a new run "
-                           f"with smaller step sizes ({sizes}){cut}")
+    def check_finite(self, **numbers):
+        """Raises Diverged before an update or a checkpoint is made of what is not finite."""
+        for name, x in numbers.items():
+            if not math.isfinite(x):
+                sizes = [f"--{field.name.replace('_', '-')}" for field in
+                         dataclasses.fields(self.config) if field.name.endswith("lr")]
+                raise Diverged(f"{name.replace('_', ' ')} is {x} at step {self.step + 1}; the last "
+                               "checkpoint is good, but start a new run with smaller step sizes "
+                               f"({', '.join(sizes)})")
+
+    def lower_step_sizes(self):
+        """Outer step sizes fall linearly to 0 over the run."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (1 - self.step / self.config.steps)
 
 
-# ------------------------------------------------------------------------------------- summary
 def summary(run):
     """What `summary.json` holds: returns on the held-out tasks at the last checkpoint."""
     config, buffers = run.config, run.buffers
     before, after = run.returns or run.method.test(run, config.final_draws)
-    run.check_finite(before.mean() + after.mean(), "return")
-    notes = {} if config.evaluate else run.notes        # they were taken in training
+    run.check_finite(before=before.mean(), after=after.mean())
+    notes = run.notes if run.training else {}           # they were taken in training
     tasks = [dict(id=i, before=float(b), after=float(a), behavior_final=buffers.behavior_final[i],
                   behavior_mean=buffers.behavior_mean[i])
              for i, b, a in zip(buffers.test, before, after)]
@@ -236,26 +239,18 @@ def report(result):
 
 
 # ------------------------------------------------------------------------------ several processes
-def processes(config):
-    """Rank of this process and number of processes, (0, 1) but for training under torchrun; raises
-    BadInput."""
-    if not command.several() or config.evaluate:
+def processes(config, device):
+    """Rank of this process and number of processes, (0, 1) but under torchrun; raises BadInput."""
+    if not command.several():
         return 0, 1
     if not dist.is_initialized():
-        if config.device != "cpu":
+        if device != "cpu":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("gloo" if config.device == "cpu" else "nccl")
+        dist.init_process_group("gloo" if device == "cpu" else "nccl")
     if dist.get_world_size() > config.tasks_per_step:
         raise BadInput(f"{dist.get_world_size()} processes are more than the tasks in a meta-"
                        "batch; start fewer, or give a larger --tasks-per-step")
     return dist.get_rank(), dist.get_world_size()
-
-
-def leave_processes():
-    """When all are done: torchrun treats an early exit as a failure and ends the others."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def sum_over_processes(tensors):
@@ -268,43 +263,44 @@ def sum_over_processes(tensors):
 
 
 # ------------------------------------------------------------------- checkpoints and run folders
-def load_checkpoint(path, method, given):
-    """The state that `Run.save` wrote, checked; raises BadInput for any other file, and for flags
-    that differ from the run's, but the free ones."""
+def load(method, path, device="cpu", resume=False, **changes):
+    """The run of a checkpoint: a learner and its buffers, ready to adapt or (resume) to train on.
+
+    `changes`: settings that differ from the checkpoint's, among those that are free to. Raises
+    BadInput.
+    """
     def check(good, problem):
         if not good:
             raise BadInput(f"{path} {problem}")
     check(pathlib.Path(path).exists(), "is not there; name a checkpoint that is")
     state = command.load_tensors(path)
-    ours = isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT
-    check(ours, "is damaged or of another version of this program; train anew")
-    for name, kind in STATE.items():
-        check(isinstance(state.get(name), kind), f"holds no '{name}'; train anew")
-    config = state["config"]
-    variant = config.get("variant")
-    check(variant in method.variants, f"is of another program (variant {variant}); give it to that "
-                                      "one")
-    fields = {field.name for field in dataclasses.fields(method.config)}
-    check(set(config) == fields, "was made with other settings than this version has; train anew")
+    check(isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT,
+          "is damaged or of another version of this program; train again")
     try:
-        presets = dict(env=method.presets, variant=method.variants)
-        command.check_settings(method.config, config, presets)
-    except BadInput as problem:
-        raise BadInput(f"{path} was made with a bad setting: {problem}") from None
-    ids = range(len(envs.FAMILIES[config["env"]].tasks))
-    check(all(i in ids for i in state["train"]), "was trained on tasks that are not there; train "
-                                                 "anew")
-    check(0 <= state["step"] <= config["steps"], "has a step that its run never makes; train anew")
-    check(all(isinstance(row, dict) and "step" in row for row in state["rows"]),
-          "has rows of metrics that are none; train anew")
-    tensors = [*state["stats"].values(), *state["learner"].values()]
-    finite = all(isinstance(x, torch.Tensor) and x.isfinite().all() for x in tensors)
-    check(finite, "has numbers that are not finite; train anew with smaller step sizes")
-    free = FREE | (FREE_IN_RESUMING if given.get("resume") else FREE_IN_TESTING)
-    for name, value in given.items():
-        check(name in free or value == config[name], f"was made with --{name.replace('_', '-')} "
-              f"{config[name]}; omit the flag or start a new run")
-    return state
+        config = state["config"]
+        check(config["variant"] in method.variants,
+              f"is of another program (variant {config['variant']}); give it to that one")
+        for field in dataclasses.fields(method.config):
+            name = field.name
+            free = ("resume" if resume else "evaluate") in field.metadata["free"]
+            check(free or name not in changes or changes[name] == config[name],
+                  f"was made with --{name.replace('_', '-')} {config.get(name)}; omit the flag or "
+                  "start a new run")
+        check(set(config) == {field.name for field in dataclasses.fields(method.config)},
+              "was made with other settings than this version has; train again")
+        config = command.checked(method.config, {**config, **changes})
+        tensors = [*state["stats"].values(), *state["learner"].values()]
+        check(all(x.isfinite().all() for x in tensors),
+              "has numbers that are not finite; train again with smaller step sizes")
+        check(set(state["train"]) <= set(range(len(envs.FAMILIES[config.env].tasks)))
+              and 0 <= state["step"] <= config.steps and all("step" in x for x in state["rows"]),
+              "does not fit together; train again")
+        run = Run(method, config, device, state=state, resume=resume)
+        if resume:
+            check_resumable(run, state, check)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        check(False, "does not fit together; train again")
+    return run
 
 
 def check_shapes(parameters, method, sizes, config):
@@ -314,57 +310,29 @@ def check_shapes(parameters, method, sizes, config):
         expected = method.learner(*sizes, config).state_dict()
     if {k: x.shape for k, x in parameters.items()} != {k: x.shape for k, x in expected.items()}:
         raise BadInput("the checkpoint's parameters do not fit its settings and the data; train "
-                       "anew or give other --data")
+                       "again or give other --data")
 
 
-def load(method, path, **given):
-    """The run of a checkpoint: a learner and its buffers, ready to adapt or (resume=True) to go on.
-    `given`: settings that differ, among the free ones. Raises BadInput."""
-    state = load_checkpoint(path, method, given)
-    once = dict(resume=False, evaluate="", render="", out="")   # of the command that made it
-    config = method.config(**{**state["config"], **once, **given})
-    command.check_device(config.device)
-    try:
-        run = Run(method, config, state)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise BadInput(f"{path} does not fit together; train anew") from None
-    if config.resume:
-        check_resumable(run, state, path)
-    return run
+def check_resumable(run, state, check):
+    """What a checkpoint needs beyond what its evaluation does."""
+    check(run.buffers.fingerprint == state["data"], "was trained on other data; give the files that "
+                                                    "it began with as --data and --adapt-data")
+    check(run.optimizer.state or not run.step,
+          "has no optimizer state, so it can be evaluated but not resumed")
+    check(all(x.shape == p.shape and x.isfinite().all()
+              for p, moments in run.optimizer.state.items()
+              for name, x in moments.items() if name != "step"),
+          "has an optimizer state that does not fit; train again")
 
 
-def check_resumable(run, state, path):
-    """Raises BadInput where a run that can be evaluated cannot be gone on with."""
-    if run.buffers.fingerprint != state["data"]:
-        raise BadInput(f"{path} was trained on other data; give the files that it began with as "
-                       "--data and --adapt-data")
-    if run.step and not run.optimizer.state:
-        raise BadInput(f"{path} has no optimizer state, so it can be evaluated but not resumed")
-    for p, state_of_p in run.optimizer.state.items():
-        moments = [x for name, x in state_of_p.items() if name != "step"]
-        if not all(x.shape == p.shape and x.isfinite().all() for x in moments):
-            raise BadInput(f"{path} has an optimizer state that does not fit; train anew")
-
-
-def begun(file, config):
-    """Whether a file is all that a run leaves which is killed before its first checkpoint."""
-    try:
-        return file.suffix == ".part" or (
-            file.name == "config.json"
-            and json.loads(file.read_text()).keys() == dataclasses.asdict(config).keys())
-    except (ValueError, AttributeError, OSError):
-        return False
-
-
-def run_folder(config):
-    """A new folder, runs/ENV-VARIANT-sSEED or the one named, which holds something only where its
-    run goes on, or was killed before its first checkpoint."""
-    if config.out:
-        folder = pathlib.Path(config.out)
-        if config.resume:
-            return folder
+def run_folder(config, out):
+    """A new folder: the one named, or runs/ENV-VARIANT-sSEED, numbered where that is there. Raises
+    BadInput where it holds something; what a run leaves that is killed before its first checkpoint
+    does not count."""
+    if out:
+        folder = pathlib.Path(out)
         if folder.exists() and not (folder.is_dir() and all(
-                begun(file, config) for file in folder.iterdir())):
+                f.suffix == ".part" or f.name == "config.json" for f in folder.iterdir())):
             raise BadInput(f"{folder} is taken; give another --out, or --resume to go on with it")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -380,77 +348,67 @@ def run_folder(config):
 
 
 # ---------------------------------------------------------------------------------- command line
-def go(method, config, given):
-    """Train or evaluate as the command line says."""
-    command.check_device(config.device)
-    if config.resume and not config.out:
-        raise BadInput("--resume needs --out, the folder of the run to go on with")
-    if config.resume and config.evaluate:
-        raise BadInput("--resume trains and --evaluate does not; give one of them")
-    if given.get("evaluate") == "":
-        raise BadInput("--evaluate names no checkpoint; name one")
-    if config.evaluate and command.rank():
-        return
-    if config.evaluate:
-        run = load(method, config.evaluate, **given)
-    elif config.resume:
-        run = load(method, f"{config.out}/checkpoint.pt", **given)
+def execute(method, options, given):
+    """Train, resume or evaluate, as the command line says."""
+    command.check_device(options.device)
+    if options.resume and (options.evaluate or not options.out):
+        raise BadInput("--resume trains on with the run in --out; name that folder, and give no "
+                       "--evaluate")
+    if options.evaluate:
+        run = load(method, options.evaluate, options.device, **given)
+    elif options.resume:
+        run = load(method, f"{options.out}/checkpoint.pt", options.device, resume=True, **given)
     else:
-        if not (config.data or config.adapt_data):
-            config = dataclasses.replace(config, adapt_data=shipped_lenders(config.env))
-        run = Run(method, config)
-    if config.render:                               # all that can fail, before the work
-        render.check(run.config.env, config.render)
-    if config.evaluate:
-        judge(run)
-        return
+        run = Run(method, method.settings(**given), options.device)
+    if options.render:                              # all that can fail, before the work
+        render.check(run.config.env, options.render)
     if run.rank:                                    # the first process evaluates and saves
         method.train(run, run.config.steps)
-        return
-    run.folder = run_folder(run.config)
-    with command.lock(run.folder):
-        result = train(run)
-    finish(run, result)
-
-
-def judge(run):
-    """Evaluate a checkpoint, and keep the result where a folder is named."""
-    config = run.config
-    folder = run_folder(config) if config.out else None
-    with command.lock(folder) if folder else contextlib.nullcontext():
-        result = summary(run)
-        if folder:
-            command.save_json(folder / "config.json", dataclasses.asdict(config))
-            command.save_json(folder / "summary.json", result)
-    finish(run, result)
+    elif options.evaluate and not options.out:
+        finish(run, options)
+    else:
+        run.folder = (pathlib.Path(options.out) if options.resume
+                      else run_folder(run.config, options.out))
+        with command.lock(run.folder):
+            if not options.evaluate:
+                train(run)
+            finish(run, options)
+    if dist.is_initialized():           # torchrun treats an early exit as a failure of all
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def train(run):
-    """Train to the end in the run's folder; the summary."""
-    config, folder = run.config, run.folder
+    """Train to the end in the run's folder."""
+    config, folder, method = run.config, run.folder, run.method
     print(f"{config.variant} on {config.env}: {len(run.buffers.train)} training tasks, "
-          f"tested on tasks {run.buffers.test}; writes {folder}", flush=True)
-    if config.adapt_data:
-        print("what is adapted to in training comes from", config.adapt_data, flush=True)
+          f"tested on tasks {run.buffers.test}; writes {folder}")
+    print("settings that are not the general defaults:",
+          command.differences(config, method.config(env=config.env, variant=config.variant)),
+          flush=True)
     with command.stopping(f"go on with --resume --out {folder}"):
         command.save_json(folder / "config.json", dataclasses.asdict(config))
         run.save()                                  # so that a kill at any moment resumes
-        run.method.train(run, config.steps)
-        result = summary(run)
-    command.save_json(folder / "summary.json", result)
-    plot.curve([folder], folder / "curve.png")
-    return result
+        method.train(run, config.steps)
 
 
-def finish(run, result):
+def finish(run, options):
+    """Print and keep the results."""
+    result, folder = summary(run), run.folder
+    if folder:
+        command.save_json(folder / "config.json", dataclasses.asdict(run.config))
+        command.save_json(folder / "summary.json", result)
+        if not options.evaluate:
+            plot.curve([folder], folder / "curve.png")
     report(result)
-    if run.config.render:
-        render.side_by_side(run, run.config.render)
+    if options.render:
+        render.side_by_side(run, options.render)
 
 
 def main(method, doc):
     """The command line of a method."""
-    def do(config, given):
-        go(method, config, given)
-        leave_processes()
-    command.command_line(do, method.config, dict(env=method.presets, variant=method.variants), doc)
+    def do(given):
+        options = Options(**{field.name: given.pop(field.name)
+                             for field in dataclasses.fields(Options) if field.name in given})
+        execute(method, options, given)
+    command.command_line(do, [method.settings(), Options()], doc)
