@@ -41,7 +41,6 @@ Implementation
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import higher
@@ -50,7 +49,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import envs
-from helpers import factored
 from helpers.command import flag
 from helpers.data import OTHER_AGENTS
 from helpers.run import Method, RunConfig, main
@@ -183,17 +181,15 @@ class Value(nn.Module):
 
 
 def inverse_softplus(x):
-    """Step sizes and lambda are learned raw, as numbers whose softplus they are."""
+    """Step sizes and lambda are stored before the softplus that keeps them positive ("raw")."""
     return math.log(math.expm1(x))
 
 
 def clip_per_task(gradients, longest):
-    """Gradients (N, n) of a net's layers, scaled to norm `longest`, over all layers, for the tasks
-    whose gradient is longer.
+    """Gradients (N, n) of a net's layers; those of a task whose norm, over all layers, exceeds
+    `longest` are scaled down to it. The factor is a constant to the meta-gradient.
 
-    Each inner step begins where the last one ended. Where unfamiliar transitions make one too long,
-    the next gradient is longer still, and the policy is ruined. The meta-gradient takes the factor
-    as a constant.
+    Unfamiliar transitions can make one step too long; the next gradient is then longer still.
     """
     if not longest:
         return gradients
@@ -203,22 +199,25 @@ def clip_per_task(gradients, longest):
 
 class Memory(NamedTuple):
     """What a weight transform remembers of the k steps of an adaptation so far."""
-    times_M: Callable       # x M for x (N, n), transposed x M^T for x (N, c)
     d: list                 # d_0 ... d_{k-1}, the gradients with respect to w (N, n)
     z: list                 # z_0 ... z_k (N, c)
 
 
+def dot(x, y):
+    """Inner products (N, 1) of vectors (N, n), task by task."""
+    return (x * y).sum(-1, keepdim=True)
+
+
 class WeightTransform(nn.Module):
     """A layer's weights as w = M z + m (Section 4.3, Appendix B), and what a gradient step makes of
-    them. M is the paper's W^wt, the offset m the authors' code's.
+    them. M is the paper's W^wt; the offset m is in the authors' code.
 
     The authors' inner step moves all three by their step sizes a_z, a_M, a_m. With d = dL/dw,
 
         z' = z - a_z M^T d        M' = M - a_M d z^T        m' = m - a_m d
 
-    so w' = M' z' + m' = w - [a_z M M^T + (a_m + a_M z.z') I] d: a gradient step under a learned
-    metric, of low rank but for a multiple of the identity (which depends on d a little, by z'). We
-    take that step without forming M', which is n x c for every task. After k steps
+    so w' = M' z' + m' = w - [a_z M M^T + (a_m + a_M z.z') I] d, a gradient step under a learned
+    metric. We take that step without forming M', n x c numbers for every task: after k steps
     M_k = M - a_M sum_j d_j z_j^T, so the pairs (d_j, z_j) suffice.
     """
 
@@ -230,29 +229,26 @@ class WeightTransform(nn.Module):
         self.m = nn.Parameter(torch.empty(1, n).uniform_(-1, 1) * inputs ** -0.5)   # (1, n)
         self.raw_lr = nn.Parameter(torch.full((3,), inverse_softplus(inner_lr)))    # alpha_1, eta_1
 
-    def meta_parameters(self):
-        """What meta-training learns of it, but its step sizes."""
-        return [self.z, self.M, self.m]
-
     def initial(self):
         """The weights w_0 (1, n) before adaptation, and a fresh memory."""
-        times_M = factored.times(self.M)
-        return times_M(self.z, transposed=True) + self.m, Memory(times_M, d=[], z=[self.z])
+        return self.z @ self.M.T + self.m, Memory(d=[], z=[self.z])
 
     def step(self, d, memory):
         """w_k - w_{k+1} (N, n) for d = dL/dw_k (N, n); the memory grows by d and z_{k+1}."""
         a_z, a_M, a_m = F.softplus(self.raw_lr)
-        g = memory.times_M(d)                               # M_0^T d: (N, c)
-        for d_j, z_j in zip(memory.d, memory.z):            # becomes M_k^T d, the gradient of z
-            g = g - a_M * (d_j * d).sum(-1, keepdim=True) * z_j
-        dz = a_z * g                                        # z_k - z_{k+1}
-        dw = memory.times_M(dz, transposed=True)            # M_0 (z_k - z_{k+1}): (N, n)
-        for d_j, z_j in zip(memory.d, memory.z):            # becomes M_k (z_k - z_{k+1})
-            dw = dw - a_M * (z_j * dz).sum(-1, keepdim=True) * d_j
-        z, z_next = memory.z[-1], memory.z[-1] - dz
+        pairs = list(zip(memory.d, memory.z))                                   # (d_j, z_j), j < k
+
+        def M(y):                                       # M_k y (N, n) for y (N, c)
+            return y @ self.M.T - a_M * sum(dot(z_j, y) * d_j for d_j, z_j in pairs)
+
+        def M_T(x):                                     # M_k^T x (N, c) for x (N, n)
+            return x @ self.M - a_M * sum(dot(d_j, x) * z_j for d_j, z_j in pairs)
+        z = memory.z[-1]
+        dz = a_z * M_T(d)
+        z_next = z - dz
         memory.d.append(d)
         memory.z.append(z_next)
-        return dw + (a_m + a_M * (z * z_next).sum(-1, keepdim=True)) * d
+        return M(dz) + (a_m + a_M * dot(z, z_next)) * d
 
 
 class OrdinaryLayer(Linear):
@@ -261,10 +257,6 @@ class OrdinaryLayer(Linear):
     def __init__(self, inputs, outputs, inner_lr):
         super().__init__(inputs, outputs)
         self.raw_lr = nn.Parameter(torch.full((2,), inverse_softplus(inner_lr)))
-
-    def meta_parameters(self):
-        """What meta-training learns of it, but its step sizes."""
-        return [self.w]
 
     def initial(self):
         return self.w, None
@@ -292,9 +284,9 @@ class InnerLoop(nn.Module):
         """A net with `tasks` copies of the initial weights, and a function that adapts it by a step
         down a loss; `train` keeps the graph through the steps, for the meta-gradient."""
         config = self.config
-        # `higher` differentiates through an optimizer's steps, but ours is no optimizer that it
-        # knows. So it gets a dummy: SGD with step size 1 subtracts what the callback returns in the
-        # gradients' place, and the callback returns the whole update.
+        # `higher` wants an optimizer that it knows. It gets a dummy, SGD with step size 1: this
+        # subtracts what the callback returns in place of the gradients, which is our whole update.
+        # (copy_initial_weights plays no part, for the net has no weights of its own.)
         optimizer = torch.optim.SGD(self.net.parameters(), lr=1.0)
         if config.multi_task:                           # MT+FT adapts by plain Adam instead
             optimizer = torch.optim.Adam(self.net.parameters(), config.inner_lr)
@@ -315,11 +307,11 @@ class InnerLoop(nn.Module):
 # Losses are sums over tasks of each task's mean: a task's weights get just their own gradient.
 
 def returns(V, batch, bootstrap):
-    """R_D(s, a) of Eq. 2 (N, B): the Monte Carlo return, bootstrapped with V where time alone ended
-    it.
+    """R_D(s, a) of Eq. 2 (N, B): the Monte Carlo return, with V's estimate of the rest where time
+    alone ended the episode.
 
-    V(s) sees no clock. Without that tail, late steps look too good where rewards are negative, and
-    too bad where they are positive, just because little time is left.
+    V(s) does not know how much time is left. Without the rest, late steps look too good where
+    rewards are negative, and too bad where they are positive.
     """
     if not bootstrap:
         return batch.mc_return
@@ -405,18 +397,16 @@ class MetaLearner(nn.Module):
         return value_loss(advantage), policy_loss(pi, D, advantage, self.config)
 
     def optimizer(self):
-        """AdamW over everything, in three groups: theta, phi, and the inner loops' own step sizes
-        and lambda, which do not decay."""
-        config = self.config
-        theta, phi = ([p for t in loop.transforms for p in t.meta_parameters()]
-                      for loop in (self.policy, self.value))
-        steps = [t.raw_lr for loop in (self.policy, self.value) for t in loop.transforms]
-        if config.head_width:
-            steps.append(self.raw_coef)
-        return torch.optim.AdamW([
-            dict(params=params, lr=lr, initial_lr=lr, weight_decay=decay) for params, lr, decay in (
-                (theta, config.policy_lr, config.weight_decay),
-                (phi, config.value_lr, config.weight_decay), (steps, STEP_LR, 0.0))], fused=True)
+        """AdamW over everything; step sizes of inner steps and lambda do not decay."""
+        config, loops = self.config, (self.policy, self.value)
+        steps = [t.raw_lr for loop in loops for t in loop.transforms]
+        coef = [self.raw_coef] if config.head_width else []
+        theta, phi = ([p for t in loop.transforms for p in t.parameters() if p is not t.raw_lr]
+                      for loop in loops)
+        groups = ((theta, config.policy_lr, config.weight_decay),
+                  (phi, config.value_lr, config.weight_decay), (steps + coef, STEP_LR, 0.0))
+        return torch.optim.AdamW([dict(params=params, lr=lr, initial_lr=lr, weight_decay=decay)
+                                  for params, lr, decay in groups], fused=True)
 
 
 def meta_train(run, until):
@@ -439,11 +429,8 @@ def meta_train(run, until):
 
 def meta_test(run, draws):
     """Algorithm 2 on the held-out tasks: returns before and after adaptation, (tasks,) each, means
-    over `draws` batches of the task's buffer, each with an episode of the mean actions after it.
-
-    Batches and episodes are the same at every evaluation, and no random stream of the training is
-    touched.
-    """
+    over `draws` batches of the task, each with an episode of mean actions after it. Batches and
+    episodes are always the same, and training's random numbers are left alone."""
     config, buffers, results = run.config, run.buffers, []
     tasks = [i for i in buffers.test for _ in range(draws)]                         # line 1
     D, = buffers.sample(tasks, [config.test_batch], torch.Generator().manual_seed(0))
