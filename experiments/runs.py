@@ -23,7 +23,7 @@ from helpers.command import BadInput, Parser, dashed, one_sentence
 METHODS = {"macaw.py": macaw.MACAW, "baselines.focal": focal.FOCAL, "baselines.smac": smac.SMAC}
 FAMILIES = "cheetah_vel", "cheetah_dir", "ant_dir", "walker_params"
 
-# Other training tasks held out instead of the test tasks: disjoint sets, for the suffixes _set1, ...
+# Other training tasks held out instead of the test tasks: disjoint sets, suffixes _set1, ...
 HELD_OUT = {
     "cheetah_vel": ("1,10,18,27,34", "3,11,19,28,35", "4,12,20,29,36", "5,13,21,30,37"),
     "ant_dir": ("1,11,21,32,42", "2,12,22,33,43", "3,13,24,34,44", "4,14,25,35,45"),

@@ -10,7 +10,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 import envs
 import macaw
@@ -19,15 +18,14 @@ from helpers.run import Run
 
 HERE = pathlib.Path(__file__).parent.parent
 POINT = data.default_path("point_goal")
-torch.set_num_threads(2)
 
 
-def config_of(env="point_goal", **changes):
-    return macaw.Config(**{**dict(env=env), **macaw.PRESETS[env], **changes})
+def config_of(env="point_goal", method=macaw.MACAW, **changes):
+    return method.settings(env=env, **changes)
 
 
-def run_of(env="point_goal", **changes):
-    return Run(macaw.MACAW, config_of(env, **changes))
+def run_of(env="point_goal", method=macaw.MACAW, folder=None, **changes):
+    return Run(method, config_of(env, method, **changes), folder=folder)
 
 
 @pytest.fixture(scope="session")
@@ -36,29 +34,16 @@ def point():
 
 
 def step(run):
-    """One more meta-step; its losses."""
-    macaw.meta_train(run, until=run.step + 1)
+    """One more training step; its losses."""
+    run.method.train(run, until=run.step + 1)
     return run.losses[-1]
-
-
-def meta_loss(model, inner, outer):
-    """What a meta-step descends: lines 7 to 11 of Algorithm 1."""
-    pi, V = model.adapt(inner, model.config.inner_steps, train=True)
-    return sum(model.meta_losses(pi, V, outer)) / len(inner.obs)
-
-
-def batch_of(obs, action, mc_return, discount, last_obs):
-    """A Batch of what MACAW reads; what it does not is NaN, so nobody reads it unnoticed."""
-    unused = torch.full_like(mc_return, torch.nan)
-    return data.Batch(obs, action, unused, unused, torch.full_like(obs, torch.nan), unused,
-                         mc_return, discount, last_obs)
 
 
 def command_line(*arguments, program="macaw.py", cwd=HERE):
     """What a program answers to a command line: its exit code, stdout and stderr.
 
     It runs as __main__, but in this process: a new one needs seconds to import torch. What only
-    real processes show is tested with some (test_robustness.py, test_house.py).
+    real processes show is tested with a few.
     """
     line, out, errors, code = [program, *map(str, arguments)], io.StringIO(), io.StringIO(), 0
     argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
@@ -76,9 +61,9 @@ def command_line(*arguments, program="macaw.py", cwd=HERE):
 
 
 def refused(result, *words):
-    """One sentence on stderr that says these words, and exit code 2."""
-    assert result.returncode == 2, result.stderr
+    """One sentence on stderr, with these words, and exit code 2."""
     said = result.stderr
+    assert result.returncode == 2, said
     assert said.count("\n") == 1 and not re.search(r"\S\. ", said), said       # no second sentence
     for word in words:
         assert word in said, said
@@ -97,7 +82,6 @@ def data_file(path, lengths, terminated, task=None, seed=0, observations=None, *
              episode_task=task, episode_number=np.arange(len(lengths)),
              episode_seed=np.arange(len(lengths)), episode_length=np.array(lengths))
     tasks = {i: envs.FAMILIES["point_goal"].tasks[i] for i in sorted(set(task.tolist()))}
-    data.write(path, x, {**dict(
-        format=data.FORMAT, family="point_goal", tasks=tasks, collector={}, versions={},
-        behavior_final=dict.fromkeys(tasks, 0.0)), **meta})
+    data.write(path, x, {**dict(format=data.FORMAT, family="point_goal", tasks=tasks,
+                                behavior_final=dict.fromkeys(tasks, 0.0)), **meta})
     return x
