@@ -8,7 +8,7 @@ one or a few gradient steps on 256 of its transitions. Read this file beside the
     lines 4-5  n steps, over tasks    meta_train     lines 4-7  adapt             MetaLearner.adapt
     line 6     D^tr, D^ts             run.sample
     line 7     adapt phi              adapt          Eq. 1      L^AWR             policy_loss
-    line 8     adapt theta            adapt          Eq. 2      R, L_V            returns, value_loss
+    line 8     adapt theta            adapt          Eq. 2      R_D, L_V     returns, value_loss
     line 10    update phi             meta_train     Eq. 3, 4   L^ADV, L_pi       policy_loss
     line 11    update theta           meta_train     Eq. 5, 6   meta-objectives   meta_losses
     Figure 2   advantage head         Policy         App. B     weight transform  WeightTransform

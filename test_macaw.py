@@ -336,3 +336,29 @@ def test_cloning_behaviour_is_a_hot_temperature():
     assert torch.equal(weights, torch.ones(1, 4))
 
 
+def test_the_advantage_head_sees_the_action_as_it_is():
+    """A_theta(s, a) by hand, for actions of both signs; the released code clips them at 0."""
+    torch.manual_seed(0)
+    net = macaw.Policy(5, 2, 8, 7, smooth=False).double()
+    obs, action = torch.randn(1, 16, 5).double(), torch.rand(1, 16, 2).double() * 2 - 1
+    h = obs[0]
+    for layer in (*net.hidden, None, *net.head):
+        if layer is None:                                       # from the hidden layers to the head
+            h = torch.cat([h, action[0]], -1)
+            continue
+        W, b = layer.w[0].split([layer.inputs * layer.outputs, layer.outputs])
+        h = h @ W.view(layer.inputs, layer.outputs) + b
+        h = h if layer is net.head[1] else h.relu()
+    close(net(obs, action)[1][0], h[:, 0])
+
+
+def test_weights_decay_and_step_sizes_do_not():
+    """AdamW without a gradient: each step shrinks weights by their step size times the decay."""
+    model, *_ = small(weight_decay=0.5, policy_lr=0.1, value_lr=0.2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    model.optimizer().step()
+    for name, p in model.named_parameters():
+        shrinks = 1.0 if "raw_" in name else 0.95 if name.startswith("policy") else 0.9
+        close(p, shrinks * before[name])
