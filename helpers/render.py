@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 import envs
 from helpers.command import BadInput, check_writable, replacing
+from helpers.plot import name_of
 
 VIEW = dict(width=320, height=240, camera_name="track")        # it follows the robot
 
@@ -31,15 +32,6 @@ def check(env, path):
     """Raises BadInput where the GIF could not be drawn or written."""
     check_writable(path, ".gif")
     camera(env, envs.FAMILIES[env].tasks[0]).close()
-
-
-def goal(task):
-    """A task in words; a walker's, whose body differs, has none."""
-    if "velocity" in task:
-        return f"goal {task['velocity']:.2f} m/s, "
-    if "angle" in task:
-        return f"goal {np.degrees(task['angle']):.0f} degrees, "
-    return {1: "goal: forward, ", -1: "goal: backward, "}.get(task.get("direction"), "")
 
 
 def speed(environment):
@@ -68,7 +60,7 @@ def side_by_side(run, path):
         total, = envs.rollout(run.learner.policies(batch, adapted), [env], [0], buffers.observe,
                               record=lambda *_: speeds.append(speed(env.unwrapped)))
         films.append([captioned(picture, f"{name} adaptation: return {total:.0f}\n"
-                                         f"{goal(task)}speed {v:.2f} m/s")
+                                         f"{name_of(task, i)}, speed {v:.2f} m/s")
                       for picture, v in list(zip(env.render(), speeds))[::2]])
     length = max(map(len, films))
     films = [film + film[-1:] * (length - len(film)) for film in films]     # who fell stays there

@@ -22,9 +22,9 @@ EMPTY = r'\1\3raise NotImplementedError("your turn: write \2 as its docstring sa
 DETAILS = re.compile(r"\n*<details>.*?</details>", re.DOTALL)
 NOTE = """
 
-*Made from the full lesson `notebooks/{}` by `python notebooks/students.py`: gaps stand in place of \
-solutions. A gap raises `NotImplementedError` until you fill it, and the `assert`s after it pass \
-when it is right.*"""
+*Made from the full lesson `notebooks/{}` by `python notebooks/students.py`: gaps stand in place \
+of solutions. A gap raises `NotImplementedError` until you fill it, and the `assert`s after it \
+pass when it is right.*"""
 
 
 def student_version(lesson, name):
