@@ -60,7 +60,7 @@ def side_by_side(run, path):
         total, = envs.rollout(run.learner.policies(batch, adapted), [env], [0], buffers.observe,
                               record=lambda *_: speeds.append(speed(env.unwrapped)))
         films.append([captioned(picture, f"{name} adaptation: return {total:.0f}\n"
-                                         f"{name_of(task, i)}, speed {v:.2f} m/s")
+                                         f"{name_of(task, i)}; runs at {v:.2f} m/s")
                       for picture, v in list(zip(env.render(), speeds))[::2]])
     length = max(map(len, films))
     films = [film + film[-1:] * (length - len(film)) for film in films]     # who fell stays there
