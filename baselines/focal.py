@@ -2,44 +2,41 @@
 (Li, Yang and Luo, ICLR 2021), and Offline PEARL beside it, on the data that MACAW learns from.
 
 MACAW adapts by changing weights; these methods infer the task instead. A context encoder reads
-transitions of the task and gives a short code z; one actor and one critic serve all tasks, told z.
+transitions of the task and gives a short code z; one actor and one critic serve all tasks, given z.
 
     the paper                                            here
-    context encoder q(z | c), deterministic              Encoder, Focal.encode
+    context encoder q(z | c), deterministic              Encoder, ContextLearner.encode
     its loss: codes of one task close, of two apart      distance_loss
-    detached from the Bellman backup                     z.detach() in Focal.losses
+    detached from the Bellman backup                     z.detach() in ContextLearner.losses
     actor-critic on (s, z)                               critic_loss, actor_loss
     behavior regularization                              advantage-weighted actions in actor_loss
-    meta-testing: encode the context, act                Focal.policies
+    meta-testing: encode the context, act                ContextLearner.policies
 
 Offline PEARL (Rakelly et al., 2019, on fixed data, as in MACAW's paper): the encoder gives a
 Gaussian for each transition, q(z | c) is their product, it is trained through the critics and by
 the KL divergence to the prior N(0, I), and nothing keeps the actor near the data.
 
-    python -m baselines.focal --env cheetah_vel                               # FOCAL
-    python -m baselines.focal --env cheetah_vel --variant pearl               # or pearl_regularised
+    python -m baselines.focal --env cheetah_vel --variant pearl    # or focal, pearl_regularised
 
 Where we leave the papers:
  1. The actor is regularised by advantage weights (AWAC, Nair et al., 2020), not by a dual KL
     divergence with a critic of its own (BRAC), which did not learn within minutes of training.
  2. The actor is a Gaussian without an entropy bonus, its deviation fixed, as MACAW's policy.
+    PEARL's is deterministic, and testing acts by the posterior's mean, not by a sample.
  3. Small nets, large steps (Adam, 3e-3 or 1e-3 falling to 0), quick targets: minutes on a laptop.
- 4. Each task gives two contexts to the distance loss. They are the loss's positive pair.
-    Distances are means over dimensions; attraction and repulsion are averaged apart. Codes are not
-    bounded.
+ 4. Each task gives two contexts to the distance loss: its positive pair. Distances are means over
+    dimensions; attraction and repulsion are averaged apart. Codes are not bounded.
  5. The encoder sees next observations only where the dynamics differ (walker_params).
- 6. PEARL's actor is deterministic, and testing acts by the posterior's mean, not by a sample.
- 7. Contexts have 64 transitions in training (cheetah_dir 128) and 256 in testing.
- 8. FOCAL's encoder learns in the first 600 updates, then stays. Its loss needs no critic, and
-    actor and critics fit codes that stay better than codes that move: slow gaits above all.
- 9. FOCAL's actor and critics learn from the later half of lives
-    (PEARL and the toy family: from whole lives).
-10. On cheetahs and ants FOCAL's actor is smooth (SiLU), and has in each task the deviation of that
-    task's own actions. Otherwise slow gaits, whose actions are small, count for little, their
-    copies are too weak to go on, and robots come to rest.
-11. On walkers FOCAL's critics learn Monte Carlo returns, as MACAW's V does. Bellman backups give
-    wrong values far from an episode's end, and so at its start: walkers fall in their first
-    steps.
+ 6. Contexts have 64 transitions in training (cheetah_dir 128) and 256 in testing.
+ 7. FOCAL's encoder learns in the first 600 updates only. Its loss needs no critic, and actor and
+    critics fit fixed codes better than moving ones: slow gaits above all.
+ 8. FOCAL's actor and critics learn from the later half of each agent's training (PEARL and the toy
+    family: from all of it).
+ 9. On cheetahs and ants FOCAL's actor is smooth (SiLU), and its deviation is that of each task's
+    actions. Otherwise slow gaits, whose actions are small, count for little, and their copies are
+    too weak to keep going: the robots come to rest.
+10. On walkers FOCAL's critics learn Monte Carlo returns, as MACAW's V does. Bellman backups give
+    wrong values far from an episode's end, so walkers fall in their first steps.
 """
 import copy
 import dataclasses
@@ -64,8 +61,8 @@ class ContextConfig(RunConfig):
     tasks_per_step: int = flag(16, "tasks in an update [code]", 1, 1000)
     batch: int = flag(64, "transitions of a task for actor and critics [us; code: 256]", 2, 100_000)
     context: int = flag(64, "transitions in a context [us]", 1, 100_000)
-    late: float = flag(0.0, "skip this share of a life when drawing what actor and critics learn "
-                            "from [us]", 0, 0.99)
+    late: float = flag(0.0, "skip this first share of the data when drawing transitions for actor "
+                            "and critics [us]", 0, 0.99)
     next_obs: bool = flag(False, "the encoder sees next observations, too")
     code: int = flag(8, "numbers in a task's code z [code: 5 to 20]", 1, 1000)
     width: int = flag(128, "units in each hidden layer [us; code: 200 to 300]", 1, 4096)
@@ -110,6 +107,7 @@ VARIANTS = {
     "pearl": dict(PEARL, regularise=False),
     "pearl_regularised": dict(PEARL, ant_dir=dict(adapt_data="")),
 }
+
 
 def mlp(inputs, hidden, outputs, activation=nn.ReLU):
     """A net with these hidden layers; it maps the last axis."""
@@ -177,7 +175,7 @@ def kl_loss(mean, variance):
     return 0.5 * (variance + mean.square() - 1 - variance.log()).sum(-1).mean()
 
 
-class Focal(nn.Module):
+class ContextLearner(nn.Module):
     """Encoder, actor, twin critics and their targets; FOCAL's or PEARL's as config says."""
 
     def __init__(self, obs_dim, act_dim, config):
@@ -206,19 +204,15 @@ class Focal(nn.Module):
         return self.actor(torch.cat([obs, beside(z, obs)], -1)).tanh()
 
     def policies(self, D, adapted=True):
-        """A function of observations (N, B, obs) that gives the actions of each task's policy, told
-        the code of its context D or, not adapted, the code 0."""
-        with torch.no_grad():
-            z = self.encode(D)
-        if not adapted:
-            z = torch.zeros_like(z)
+        """A function of observations (N, B, obs) that gives the actions of each task's policy: by
+        the code of its context D or, not adapted, by the code 0."""
+        z = self.encode(D).detach() * adapted
         return lambda obs: self.act(obs, z)
 
     def losses(self, first, second, batch, noise, encoder=True):
         """All losses of an update, on two contexts and other transitions of the same tasks; noise
-        (N, z) samples PEARL's posterior. The encoder may be left as it is."""
-        config = self.config
-        losses = {}
+        (N, z) samples PEARL's posterior. `encoder`: whether the encoder still learns."""
+        config, losses = self.config, {}
         if config.probabilistic:
             mean, variance = self.encoder(first)
             z = mean + variance.sqrt() * noise
@@ -282,16 +276,16 @@ def descend(run, losses):
 
 def train(run, until):
     """Offline meta-training, up to update `until`."""
-    config, focal = run.config, run.learner
+    config, learner = run.config, run.learner
     for _ in run.steps(until):
         learns = run.step < (config.encoder_steps or config.steps)
         first, second, batch = run.sample(run.choose(config.tasks_per_step), config.batch_sizes,
                                           begin=(0.0, 0.0, config.late))
         noise = torch.randn(len(batch.obs), config.code, generator=run.generator).to(run.device)
-        descend(run, focal.losses(first, second, batch, noise, encoder=learns))
+        descend(run, learner.losses(first, second, batch, noise, encoder=learns))
 
 
-FOCAL = Method(Focal, Config, train, macaw.meta_test, PRESETS, VARIANTS)
+FOCAL = Method(ContextLearner, Config, train, macaw.meta_test, PRESETS, VARIANTS)
 
 if __name__ == "__main__":
     main(FOCAL, __doc__)

@@ -1,15 +1,15 @@
 """SMAC: Offline Meta-RL with Online Self-Supervision (Pong et al., ICML 2022), on the same data.
 
-As in PEARL a context gives a Gaussian code z of the task, and one actor and one critic are told z.
-SMAC's encoder learns by predicting rewards. Its question: a policy that adapts to the behaviour
-agents' data may fail on the data that it collects itself: it has never seen a context like
-that. SMAC repairs this without a single reward: the policy explores, its rewards are thrown away,
-and the learned reward decoder labels what it did.
+As in PEARL a context gives a Gaussian code z of the task, and one actor and one critic serve all
+tasks, given z. SMAC's encoder learns by predicting rewards. Its question: a policy that adapts to
+the behaviour agents' data may fail on the data that it collects itself, for it has never seen a
+context like that. SMAC repairs this without a single reward: the policy explores, its rewards are
+thrown away, and the learned reward decoder labels its steps.
 
     the paper                                            here
-    encoder q(z | h), reward decoder r_d(s, a, z)        focal.Encoder, Smac.decoder
-    offline meta-training: reward prediction and KL      Smac.losses
-    actor-critic by advantage weights (AWAC)             focal.Focal.critic_loss, actor_loss
+    encoder q(z | h), reward decoder r_d(s, a, z)        focal.Encoder, SmacLearner.decoder
+    offline meta-training: reward prediction and KL      SmacLearner.losses
+    actor-critic by advantage weights (AWAC)             ContextLearner.critic_loss, actor_loss
     exploration with codes from the prior, its labels:
       z of an offline context, r_d(s, a, z)              self_supervise
     self-supervised meta-training on both                train, mixed
@@ -33,14 +33,13 @@ Where we leave the paper:
     first.
 """
 import dataclasses
-from types import SimpleNamespace
 
 import torch
 
 import envs
 import macaw
 from baselines import focal
-from baselines.lived import Lived
+from baselines.replay import ReplayBuffer
 from helpers.command import BadInput, flag
 from helpers.data import OTHER_AGENTS, Batch
 from helpers.run import Method, main
@@ -75,15 +74,12 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),
     "point_goal": dict(steps=900, offline_steps=500, rounds=4, gamma=0.9, width=64, eval_every=200),
 }
 
-VARIANTS = {
-    "smac": dict(),
-    "frozen": dict(frozen=True),
-    "no_data": dict(rounds=0),                  # as many updates, on the offline data alone
-}
+# no_data: as many updates, on the offline data alone
+VARIANTS = dict(smac={}, frozen=dict(frozen=True), no_data=dict(rounds=0))
 
 
-class Smac(focal.Focal):
-    """Encoder, reward decoder, actor, critics, and what the policies lived online."""
+class SmacLearner(focal.ContextLearner):
+    """Encoder, reward decoder, actor, critics, and the episodes collected online."""
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__(obs_dim, act_dim, config)
@@ -92,14 +88,13 @@ class Smac(focal.Focal):
                            "least --rounds")
         self.decoder = focal.mlp(obs_dim + act_dim + config.code, [config.width] * 2, 1)
         family = envs.FAMILIES[config.env]
-        self.lived = Lived(len(family.tasks), config.rounds * config.episodes, family.horizon,
-                           obs_dim, act_dim)
+        self.lived = ReplayBuffer(len(family.tasks), config.rounds * config.episodes,
+                                  family.horizon, obs_dim, act_dim)     # its name in checkpoints
 
-    def reward(self, batch, z):
-        """r_d(s, a, z): standardised rewards (N, B). Not told s': where dynamics differ, the reward
-        follows from s and s' in every task alike, and the code would be left empty."""
-        inputs = torch.cat([batch.obs, batch.action, focal.beside(z, batch.obs)], -1)
-        return self.decoder(inputs).squeeze(-1)
+    def reward(self, obs, action, z):
+        """r_d(s, a, z): standardised rewards (N, B). It does not see s': where dynamics differ, the
+        reward follows from s and s' in every task alike, and the code would be left empty."""
+        return self.decoder(torch.cat([obs, action, focal.beside(z, obs)], -1)).squeeze(-1)
 
     def losses(self, context, batch, noise, encoder=True):
         """All losses of an update; noise (N, z) samples the posterior. The critics' gradient does
@@ -109,9 +104,9 @@ class Smac(focal.Focal):
         losses = dict(critic_loss=self.critic_loss(batch, z.detach()),
                       actor_loss=self.actor_loss(batch, z.detach()))
         if encoder:
-            error = (self.reward(batch, z) - batch.reward_seen).square().mean()
+            error = self.reward(batch.obs, batch.action, z) - batch.reward_seen
             kl = self.config.kl * focal.kl_loss(mean, variance)
-            losses = dict(reward_loss=error, kl_loss=kl, **losses)
+            losses = dict(reward_loss=error.square().mean(), kl_loss=kl, **losses)
         return losses
 
 
@@ -120,18 +115,18 @@ class Smac(focal.Focal):
 def self_supervise(run):
     """Explore the training tasks with codes from the prior, throw the rewards away, and let the
     decoder label each episode by a code of its task, from an offline context."""
-    config, smac, buffers = run.config, run.learner, run.buffers
-    lived, tasks = smac.lived, buffers.train
+    config, learner, buffers = run.config, run.learner, run.buffers
+    replay, tasks = learner.lived, buffers.train
     with envs.environments_of(config.env, tasks) as environments:
         for _ in range(config.episodes):
-            prior = torch.randn(len(tasks), config.code, generator=run.generator).to(run.device)
+            z = torch.randn(len(tasks), config.code, generator=run.generator).to(run.device)
             seeds = torch.randint(2 ** 31, (len(tasks),), generator=run.generator).tolist()
-            lived.play(lambda obs, z=prior: smac.act(obs, z), environments, seeds, buffers, tasks)
-            e = lived.episodes - 1
+            replay.collect(lambda obs: learner.act(obs, z), environments, seeds, buffers, tasks)
+            e = replay.episodes - 1
             context, = buffers.sample(tasks, [config.context], run.generator)
-            life = SimpleNamespace(obs=lived.obs[tasks, e, :-1], action=lived.action[tasks, e])
-            label = smac.reward(life, smac.encode(context))
-            lived.reward_seen[tasks, e] = label     # in place of the rewards, which nobody has read
+            labels = learner.reward(replay.obs[tasks, e, :-1], replay.action[tasks, e],
+                                    learner.encode(context))
+            replay.reward_seen[tasks, e] = labels       # the rewards, never read, are overwritten
 
 
 @torch.no_grad()
@@ -140,14 +135,14 @@ def own_context(run, tasks):
     whose rewards it sees."""
     config, learner, buffers = run.config, run.learner, run.buffers
     generator = torch.Generator().manual_seed(0)
-    lived = Lived(len(tasks), 2, envs.FAMILIES[config.env].horizon, buffers.obs_dim,
-                  buffers.act_dim).to(run.device)
+    replay = ReplayBuffer(len(tasks), 2, envs.FAMILIES[config.env].horizon, buffers.obs_dim,
+                          buffers.act_dim).to(run.device)
     z = torch.randn(len(tasks), config.code, generator=generator).to(run.device)
     with envs.environments_of(config.env, tasks) as environments:
         for episode in range(2):
             seeds = [10_000 * (1 + episode) + k for k in range(len(tasks))]     # not the test's
-            lived.play(lambda obs, z=z: learner.act(obs, z), environments, seeds, buffers)
-            context = lived.sample(range(len(tasks)), config.test_batch, buffers, generator)
+            replay.collect(lambda obs: learner.act(obs, z), environments, seeds, buffers)
+            context = replay.sample(range(len(tasks)), config.test_batch, buffers, generator)
             z = learner.encode(context)
     return context
 
@@ -165,7 +160,7 @@ def own_return(run, draws):
 # ---------------------------------------------------------------------------------------- training
 def train(run, until):
     """Both phases, up to update `until`: offline meta-training, then self-supervision."""
-    config, smac = run.config, run.learner
+    config, learner = run.config, run.learner
     online = config.steps - config.offline_steps
     starts = {config.offline_steps + k * online // config.rounds for k in range(config.rounds)}
     for _ in run.steps(until):
@@ -175,11 +170,11 @@ def train(run, until):
             self_supervise(run)
         tasks = run.choose(config.tasks_per_step)
         context, batch = run.sample(tasks, config.batch_sizes, begin=(0.0, config.late))
-        if smac.lived.episodes:
+        if learner.lived.episodes:
             context, batch = mixed(run, tasks, context, batch)
         noise = torch.randn(len(tasks), config.code, generator=run.generator).to(run.device)
         learns = not config.frozen or run.step < config.offline_steps
-        focal.descend(run, smac.losses(context, batch, noise, encoder=learns))
+        focal.descend(run, learner.losses(context, batch, noise, encoder=learns))
     if run.step == config.steps:
         run.notes["own_after"] = own_return(run, config.final_draws)
         if run.folder:
@@ -187,17 +182,16 @@ def train(run, until):
 
 
 def mixed(run, tasks, context, batch):
-    """Half of the tasks take their context from what the policy lived, as in testing; half of each
-    task's other transitions come from there."""
-    lived = run.learner.lived
-    own, more = (lived.sample(tasks, size, run.buffers, run.generator)
+    """Half of the tasks take their context from the collected episodes, as in testing, and so do
+    half of each task's other transitions."""
+    own, more = (run.learner.lived.sample(tasks, size, run.buffers, run.generator)
                  for size in (context.obs.shape[1], batch.obs.shape[1] // 2))
     half = len(tasks) // 2
     return (Batch(*(torch.cat([a[:half], b[half:]]) for a, b in zip(own, context))),
             Batch(*(torch.cat([a[:, ::2], b], 1) for a, b in zip(batch, more))))
 
 
-SMAC = Method(Smac, Config, train, macaw.meta_test, PRESETS, VARIANTS)
+SMAC = Method(SmacLearner, Config, train, macaw.meta_test, PRESETS, VARIANTS)
 
 if __name__ == "__main__":
     main(SMAC, __doc__)

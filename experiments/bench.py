@@ -37,7 +37,7 @@ class Config:
     seconds: float = command.flag(10.0, "for each comparison", 0.1, 600)
 
 
-def steps(config, device, obs_dim, act_dim):
+def steps(config, device="cpu", obs_dim=CHEETAH[0], act_dim=CHEETAH[1]):
     """A meta-step here, and the same step in the straightforward way, on random numbers."""
     torch.manual_seed(0)
     model, tasks = macaw.MetaLearner(obs_dim, act_dim, config).to(device), config.tasks_per_step
@@ -57,8 +57,8 @@ def steps(config, device, obs_dim, act_dim):
     return lambda: step(ours), lambda: step(straightforward.backward)
 
 
-def updates(device):
-    """An update of the SAC agents of all cheetah_vel tasks, and their number."""
+def sac_update(device):
+    """An update of the SAC agents of all cheetah_vel tasks, and the number of agents."""
     config, n, (obs, act) = collect.Config(), len(envs.FAMILIES["cheetah_vel"].tasks), CHEETAH
     agents = collect.Agents(n, obs, act, config).to(device)
     batch = [torch.rand(*shape, device=device) for shape in (
@@ -87,7 +87,7 @@ def floor(config, device):
     M is read by three products and the gradients of each, its gradient is written, and Adam reads
     four arrays of its size and writes three."""
     with FlopCounterMode(display=False) as counter:
-        steps(config, device, *CHEETAH)[0]()
+        steps(config, device)[0]()
     x, W = (torch.rand(config.tasks_per_step, rows, config.width, device=device)
             for rows in (config.outer_batch, config.width))
     array, out = torch.rand(20_000_000, device=device), torch.empty_like(x)
@@ -98,59 +98,51 @@ def floor(config, device):
             + numbers / (2 * array.numel()) * move)
 
 
-def peak_memory(function, *arguments, which=0):
-    """Peak resident memory (MB) of a fresh process that runs it; getrusage's peak outlives exec."""
-    if multiprocessing.parent_process() is None:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(peak_memory, (function, *arguments), dict(which=which))
-    milliseconds(2, function(*arguments)[which])
-    status = pathlib.Path("/proc/self/status").read_text()
+def peak_memory(config):
+    """Peak resident memory (MB) of a process that makes meta-steps on the CPU."""
+    milliseconds(2, steps(config)[0])
+    status = pathlib.Path("/proc/self/status").read_text()  # getrusage's peak is the parent's, too
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
 
 
-def main(config, _):
+def main(given):
+    config = command.checked(Config, given)
     device, seconds, result = config.device, config.seconds, {}
     command.check_device(device)
     if config.json:
         command.check_writable(config.json, ".json")
     if config.figure:
         plot.check_picture(config.figure)
-    if not pathlib.Path("/proc/self/status").exists():
-        raise command.BadInput("peak memory is read from /proc, which only Linux has; run it there")
 
-    def show(**numbers):
-        for name, value in numbers.items():
-            result[name] = value
-            print(f"{name:36s} {value:12.2f}", flush=True)
-    show(threads=torch.get_num_threads())
+    def show(name, value):
+        result[name] = value
+        print(f"{name:36s} {value:12.2f}", flush=True)
+    show("threads", torch.get_num_threads())
     for tasks, suffix in ((5, ""), (35, "_all_tasks")):
         sized = replace(RELEASED, tasks_per_step=tasks)
-        ours, theirs = milliseconds(seconds * tasks / 5, *steps(sized, device, *CHEETAH))
-        least = floor(sized, device)
-        show(**{"meta_step_ms" + suffix: ours, "straightforward_ms" + suffix: theirs,
-                "ratio" + suffix: theirs / ours, "floor_ms" + suffix: least,
-                "over_floor" + suffix: ours / least})
-        show(**{f"peak_memory_{tasks}_mb": peak_memory(steps, sized, "cpu", *CHEETAH),
-                f"peak_memory_straightforward_{tasks}_mb": peak_memory(
-                    steps, sized, "cpu", *CHEETAH, which=1)})
-    for name, preset in macaw.PRESETS.items():
-        env = envs.make(name, envs.FAMILIES[name].tasks[0])
-        sizes = env.observation_space.shape + env.action_space.shape
-        step, _ = steps(macaw.Config(**preset), device, *sizes)
-        show(**{f"{name}_meta_step_ms": milliseconds(seconds / 10, step)[0]})
+        ours, theirs = milliseconds(seconds * tasks / 5, *steps(sized, device))
+        show("meta_step_ms" + suffix, ours)
+        show("straightforward_ms" + suffix, theirs)
+        show("ratio" + suffix, theirs / ours)
+        show("over_floor" + suffix, ours / floor(sized, device))
+        with multiprocessing.get_context("spawn").Pool(1) as fresh_process:
+            show(f"peak_memory_{tasks}_mb", fresh_process.apply(peak_memory, [sized]))
+    for name in envs.FAMILIES:
+        with envs.environments_of(name, [0]) as (env,):
+            sizes = env.observation_space.shape + env.action_space.shape
+        step, _ = steps(macaw.MACAW.settings(env=name), device, *sizes)
+        show(f"{name}_meta_step_ms", milliseconds(seconds / 10, step)[0])
     for method in smac.SMAC, focal.FOCAL, macaw.MACAW:
-        run = Run(method, method.config(device=device, **method.presets["cheetah_vel"]))
+        run = Run(method, method.settings(), device)
         D, = run.buffers.sample(run.buffers.test[:1], [256], torch.Generator())
         adaptation, = milliseconds(seconds / 10, lambda: run.learner.policies(D, True))
-        show(**{f"{run.config.variant}_adaptation_ms": adaptation})
-    update, n = updates(device)
-    show(evaluation_ms=milliseconds(seconds, lambda: macaw.meta_test(run, draws=1))[0],
-         agent_updates_per_second=1e3 * n / milliseconds(seconds, update)[0],
-         peak_memory_collection_mb=peak_memory(updates, "cpu"))
+        show(f"{run.config.variant}_adaptation_ms", adaptation)
+    update, agents = sac_update(device)
+    show("agent_updates_per_second", 1e3 * agents / milliseconds(seconds, update)[0])
     for name, values in GROWTH.items():
         for value in values:
-            step, _ = steps(replace(RELEASED, **{name: value}), device, *CHEETAH)
-            show(**{f"{name}_{value}_ms": milliseconds(seconds / 10, step)[0]})
+            step, _ = steps(replace(RELEASED, **{name: value}), device)
+            show(f"{name}_{value}_ms", milliseconds(seconds / 10, step)[0])
     if config.json:
         command.save_json(config.json, result)
     if config.figure:
@@ -158,4 +150,4 @@ def main(config, _):
 
 
 if __name__ == "__main__":
-    command.command_line(main, Config, {}, __doc__)
+    command.command_line(main, [Config()], __doc__)

@@ -1,28 +1,24 @@
 """The paper's other experiments: what happens after adaptation, and with other data to adapt to.
 
-    python -m experiments.online online --checkpoint runs/.../checkpoint.pt --out runs/online  # Table 1
+    python -m experiments.online online --checkpoint runs/a/checkpoint.pt --out runs/b    # Table 1
+    python -m experiments.online thirds --env cheetah_vel --out runs/       # Figure 5, left: data
+    python -m experiments.online few --env cheetah_vel --tasks 5 --out runs/    # right: data
 
-After adaptation to 256 offline transitions, a policy goes on learning in its test task's own
-environment. MACAW starts from the adapted nets (Algorithm 2) and, to compare, from the same nets
-not adapted, from random weights, and from the adapted nets with the authors' step sizes,
-temperature and numbers of updates; each has the same 256 transitions. Our recipe:
+Online, a policy goes on learning in its test task's own environment. MACAW starts from the nets
+adapted to 256 offline transitions (Algorithm 2) and, to compare, from the same nets not adapted,
+from random weights, and from the adapted nets with the authors' step sizes, temperature and numbers
+of updates; each has the same 256 transitions. Our recipe:
 
  1. AWR as in macaw.py, with temperature 0.3, by Adam on the layers' weights w themselves (larger
     steps on cheetah_vel). No meta-learned step size, no advantage head: those are for adapting.
- 2. Targets are TD(lambda) returns, computed anew each round with the present V, which end in V at
-    the time limit. For the 256 offline transitions, whose episodes are not there, they are R_D.
- 3. A round is an episode of each task with noise, then some updates from all that was lived so far.
+ 2. Targets are TD(lambda) returns by the present V, which end in V at the time limit. For the 256
+    offline transitions, which come without their episodes, they are R_D.
+ 3. A round is an episode of each task with noise, then some updates from all transitions so far.
 
 Offline PEARL (--method focal) goes on as it was trained, on all the test tasks' transitions.
-
-The other experiments are runs on other data (see `results/regenerate.sh`), which two commands make:
-
-    python -m experiments.online thirds --env cheetah_vel --out runs/          # Figure 5, left
-    python -m experiments.online few --env cheetah_vel --tasks 5 --out runs/   # Figure 5, right
 """
 import copy
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
@@ -32,7 +28,7 @@ from tqdm import tqdm
 import envs
 import macaw
 from baselines import focal
-from baselines.lived import Lived, draw, rows, take
+from baselines.replay import ReplayBuffer
 from helpers import command, data
 from helpers.command import BadInput
 from helpers.run import load
@@ -63,7 +59,7 @@ STARTS = "adapted", "unadapted", "random", "authors"
 
 
 # ------------------------------------------------------------------------------ online fine-tuning
-def nets(learner, D, start):
+def starting_nets(learner, D, start):
     """Policy and value function of N tasks as they start: plain nets, each weight a parameter."""
     adapts = start in ("adapted", "authors")
     plain = [copy.deepcopy(net) for net in (learner.policy.net, learner.value.net)]
@@ -76,87 +72,92 @@ def nets(learner, D, start):
     return plain
 
 
-class Macaw:
-    """MACAW after adaptation: AWR on what N policies live."""
+class FineTuneMacaw:
+    """MACAW after adaptation: AWR on what N policies collect."""
 
     def __init__(self, run, D, start):
-        self.config, self.buffers, self.D = run.config, run.buffers, D
-        self.recipe = AUTHORS if start == "authors" else OURS[self.config.env]
-        self.settings = dataclasses.replace(self.config, temperature=self.recipe.temperature)
-        self.policy, self.V = nets(run.learner, D, start)
-        self.policy_adam, self.value_adam = (torch.optim.Adam(net.parameters(), self.recipe.lr)
-                                             for net in (self.policy, self.V))
+        self.recipe = recipe = AUTHORS if start == "authors" else OURS[run.config.env]
+        self.config = dataclasses.replace(run.config, temperature=recipe.temperature)
+        self.buffers, self.D = run.buffers, D
+        self.policy, self.V = starting_nets(run.learner, D, start)
+        self.policy_adam = torch.optim.Adam(self.policy.parameters(), recipe.lr)
+        self.value_adam = torch.optim.Adam(self.V.parameters(), recipe.lr)
 
-    def update(self, lived):
+    def update(self, replay):
         V, recipe, config = self.V, self.recipe, self.config
-        everything, there = lived.after(self.D, self.buffers)
-        R = torch.cat([macaw.returns(V, self.D, config.bootstrap), lived.td_lambda(
-            V, self.buffers, config.gamma, recipe.td_lambda)], 1)                   # (N, P)
+        everything, mask = replay.after(self.D, self.buffers)
+        offline = macaw.returns(V, self.D, config.bootstrap)
+        online = replay.td_lambda(V, self.buffers, config.gamma, recipe.td_lambda)
+        everything = everything._replace(mc_return=torch.cat([offline, online], 1))     # (N, P)
         for _ in range(recipe.value_updates):
-            i = draw(there, recipe.batch)
-            error = R.gather(1, i) - V(rows(everything.obs, i))
-            descend(self.value_adam, macaw.value_loss(error))
+            B = draw(everything, mask, recipe.batch)
+            descend(self.value_adam, macaw.value_loss(macaw.advantages(V, B, bootstrap=False)))
         for _ in range(recipe.policy_updates):
-            i = draw(there, recipe.batch)
-            B = take(everything, i)
+            B = draw(everything, mask, recipe.batch)
             with torch.no_grad():
-                advantage = R.gather(1, i) - V(B.obs)
-            descend(self.policy_adam, macaw.policy_loss(self.policy, B, advantage, self.settings))
+                advantage = macaw.advantages(V, B, bootstrap=False)
+            descend(self.policy_adam, macaw.policy_loss(self.policy, B, advantage, config))
 
 
-class Context:
-    """FOCAL or PEARL after adaptation: its own updates on what its policies live."""
+class FineTuneContext:
+    """FOCAL or PEARL after adaptation: its own updates on what its policies collect."""
 
     def __init__(self, run, D, start):
-        self.config, self.buffers, self.D = run.config, run.buffers, D
-        self.recipe, self.learns = Recipe(), not run.config.encoder_steps   # or it had stopped
+        self.config, self.buffers, self.D, self.recipe = run.config, run.buffers, D, Recipe()
         self.learner, self.z = run.learner, run.learner.encode(D).detach()
+        self.learns = not run.config.encoder_steps              # the encoder; FOCAL's has stopped
         self.adam = torch.optim.Adam(run.learner.parameters(), self.recipe.lr)
 
     def policy(self, obs):
         return self.learner.act(obs, self.z)
 
-    def update(self, lived):
-        everything, there = lived.after(self.D, self.buffers)
+    def update(self, replay):
+        everything, mask = replay.after(self.D, self.buffers)
         for _ in range(self.recipe.value_updates + self.recipe.policy_updates):
-            first, second, B = (take(everything, draw(there, size))
-                                for size in self.config.batch_sizes)
+            first, second, B = (draw(everything, mask, size) for size in self.config.batch_sizes)
             losses = self.learner.losses(first, second, B, torch.randn_like(self.z), self.learns)
             descend(self.adam, sum(losses.values()))
             self.learner.follow()
-        self.z = self.learner.encode(take(everything, draw(there, self.config.test_batch))).detach()
+        self.z = self.learner.encode(draw(everything, mask, self.config.test_batch)).detach()
 
 
-METHODS = {"macaw": (macaw.MACAW, Macaw, STARTS), "focal": (focal.FOCAL, Context, STARTS[:1])}
+FINE_TUNERS = {"macaw": (macaw.MACAW, FineTuneMacaw, STARTS),
+               "focal": (focal.FOCAL, FineTuneContext, STARTS[:1])}
 
 
-def fine_tune(run, learner, D, marks):
-    """Returns (marks, N): mean of EVAL_EPISODES deterministic episodes of each task after so many
-    environment steps, in whole episodes. One that ends early counts as a whole one."""
-    config, buffers, horizon = run.config, run.buffers, envs.FAMILIES[run.config.env].horizon
-    rounds = [-(-mark // horizon) for mark in marks]                        # rounded up
-    sizes = len(D.obs), rounds[-1], horizon, buffers.obs_dim, buffers.act_dim
-    lived, recipe, curve = Lived(*sizes).to(config.device), learner.recipe, {}
-    each = [i for i in buffers.test for _ in range(EVAL_EPISODES)]
-    with (envs.environments_of(config.env, buffers.test) as environments,
-          envs.environments_of(config.env, each) as many):
-        for episode in tqdm(range(rounds[-1] + 1), unit="round", disable=None):
-            if episode in rounds:
-                curve[episode] = evaluate(learner.policy, many, buffers)
-                run.check_finite(curve[episode].mean(), f"return after {episode} episodes")
-            if episode < rounds[-1]:
-                noise = recipe.noise * torch.randn(len(D.obs), horizon, buffers.act_dim)
-                seeds = [10_000 * (1 + config.seed) + episode] * len(D.obs)
-                lived.play(learner.policy, environments, seeds, buffers, noise=noise.to(D.obs))
-                if episode >= recipe.burn_in:
-                    learner.update(lived)
-    return np.array([curve[episode] for episode in rounds])
+def draw(batch, mask, size):
+    """A batch (N, size) of each task's real transitions (N, P), with replacement."""
+    i = torch.multinomial(mask.float(), size, replacement=True)
+    return data.Batch(*(x[torch.arange(len(i))[:, None], i] for x in batch))
 
 
 def descend(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+def fine_tune(run, tuner, D, marks):
+    """Returns (marks, N): mean of EVAL_EPISODES deterministic episodes of each task after so many
+    environment steps, in whole episodes. One that ends early counts as a whole one."""
+    config, buffers, horizon = run.config, run.buffers, envs.FAMILIES[run.config.env].horizon
+    rounds = [-(-mark // horizon) for mark in marks]                        # rounded up
+    sizes, curve = (len(D.obs), rounds[-1], horizon, buffers.obs_dim, buffers.act_dim), {}
+    replay = ReplayBuffer(*sizes).to(run.device)
+    each = [i for i in buffers.test for _ in range(EVAL_EPISODES)]
+    with (envs.environments_of(config.env, buffers.test) as environments,
+          envs.environments_of(config.env, each) as many):
+        for episode in tqdm(range(rounds[-1] + 1), unit="round", disable=None):
+            if episode in rounds:
+                curve[episode] = evaluate(tuner.policy, many, buffers)
+                run.check_finite(curve[episode].mean(), f"return after {episode} episodes")
+            if episode < rounds[-1]:
+                noise = tuner.recipe.noise * torch.randn(len(D.obs), horizon, buffers.act_dim)
+                seeds = [10_000 * (1 + config.seed) + episode] * len(D.obs)
+                replay.collect(tuner.policy, environments, seeds, buffers, noise=noise.to(D.obs))
+                if episode >= tuner.recipe.burn_in:
+                    tuner.update(replay)
+    return np.array([curve[episode] for episode in rounds])
 
 
 def evaluate(pi, environments, buffers):
@@ -168,48 +169,39 @@ def evaluate(pi, environments, buffers):
 
 
 def online(arguments):
-    """Fine-tune from each start. `summary.json` has the returns; what it has is not done again."""
-    method, learner, starts = METHODS[arguments.method]
+    """Fine-tune from each start; `summary.json` has the returns."""
+    method, fine_tuner, starts = FINE_TUNERS[arguments.method]
     run = load(method, arguments.checkpoint, device=arguments.device)
     config, file = run.config, pathlib.Path(arguments.out) / "summary.json"
-    if config.multi_task or config.monte_carlo:
+    if config.task_ids or getattr(config, "monte_carlo", False):
         raise BadInput("a multi-task net or Monte Carlo critics do not go on online; give another")
     marks = [mark for mark in MARKS if mark <= arguments.steps]
-    settings = dict(env=config.env, variant="online", seed=config.seed, of=config.variant,
-                    online_steps=marks, checkpoint=data.fingerprint([arguments.checkpoint]))
+    result = dict(env=config.env, variant="online", seed=config.seed, of=config.variant,
+                  online_steps=marks)
     file.parent.mkdir(parents=True, exist_ok=True)
-    command.check_writable(file)
-    try:
-        result = dict(json.loads(file.read_text())) if file.exists() else settings
-    except (ValueError, TypeError):
-        raise BadInput(f"{file} cannot be read; give another --out") from None
-    if not settings.items() <= result.items():
-        raise BadInput(f"{file} is of another checkpoint or length; give another --out")
+    command.new_file(file)
     D, = run.buffers.sample(run.buffers.test, [config.test_batch],
                             torch.Generator().manual_seed(config.seed))
-    with command.lock(file.parent), command.stopping("the same command goes on with it"):
-        for start in starts:
-            name = "online_returns" if start == "adapted" else f"{start}_returns"
-            if name not in result:
-                torch.manual_seed(config.seed)
-                curve = fine_tune(run, learner(run, D, start), D, marks)            # (marks, N)
-                result |= {name: curve.mean(1).tolist(), f"{start}_tasks": curve.T.tolist()}
-                command.save_json(file, result)
-            print(f"{start:10}", *(f"{x:8.1f}" for x in result[name]))
+    for start in starts:
+        torch.manual_seed(config.seed)
+        curve = fine_tune(run, fine_tuner(run, D, start), D, marks)                 # (marks, N)
+        name = "online_returns" if start == "adapted" else f"{start}_returns"
+        result |= {name: curve.mean(1).tolist(), f"{start}_tasks": curve.T.tolist()}
+        print(f"{start:10}", *(f"{x:8.1f}" for x in result[name]), flush=True)
+    command.save_json(file, result)
 
 
 # -------------------------------------------------------------------------- other data to adapt to
 def thirds(arguments):
-    """Files with the first, the middle and the last third of each life."""
+    """Files with the first, the middle and the last third of each agent's training."""
     x, meta = data.read(data.default_path(arguments.env), arguments.env)
     third = np.zeros(len(x["episode_task"]), int)                   # of each episode
     for i in np.unique(x["episode_task"]):
         mine = x["episode_task"] == i
-        lived = np.cumsum(x["episode_length"][mine])
-        third[mine] = np.ceil(3 * lived / lived[-1]) - 1
-    paths = [command.new_file(f"{arguments.out}/{k}.npz") for k in ("first", "middle", "last")]
-    for k, path in enumerate(paths):
-        data.write(path, data.part(x, third == k), meta)
+        steps = np.cumsum(x["episode_length"][mine])
+        third[mine] = np.ceil(3 * steps / steps[-1]) - 1
+    for k, name in enumerate(("first", "middle", "last")):
+        data.write(command.new_file(f"{arguments.out}/{name}.npz"), data.part(x, third == k), meta)
 
 
 def few(arguments):
@@ -221,16 +213,15 @@ def few(arguments):
         raise BadInput(f"{len(train)} tasks are no test tasks; give --tasks from 1 to that")
     kept = [train[i] for i in np.linspace(0, len(train) - 1, arguments.tasks).round().astype(int)]
     data.write(command.new_file(f"{arguments.out}/few{arguments.tasks}.npz"),
-                  data.part(x, np.isin(x["episode_task"], [*kept, *test])), meta)
+               data.part(x, np.isin(x["episode_task"], [*kept, *test])), meta)
 
 
 def main():
     parser = command.Parser(description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, dest="command")
-    parsers = {function: commands.add_parser(function.__name__, help=function.__doc__)
-               for function in (online, thirds, few)}
+    parsers = {f: commands.add_parser(f.__name__, help=f.__doc__) for f in (online, thirds, few)}
     parsers[online].add_argument("--checkpoint", required=True)
-    parsers[online].add_argument("--method", choices=METHODS, default="macaw")
+    parsers[online].add_argument("--method", choices=FINE_TUNERS, default="macaw")
     parsers[online].add_argument("--steps", type=int, choices=MARKS[1:], default=MARKS[-1])
     parsers[online].add_argument("--device", default="cpu")
     for function in (thirds, few):
@@ -241,7 +232,6 @@ def main():
         one.set_defaults(function=function)
     arguments = parser.parse_args()
     with command.one_sentence(parser.leave):
-        command.alone()
         arguments.function(arguments)
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 import envs
 from helpers.command import BadInput, check_writable, replacing
+from helpers.plot import name_of
 
 VIEW = dict(width=320, height=240, camera_name="track")        # it follows the robot
 
@@ -33,15 +34,6 @@ def check(env, path):
     camera(env, envs.FAMILIES[env].tasks[0]).close()
 
 
-def goal(task):
-    """A task in words; a walker's, whose body differs, has none that fit."""
-    if "velocity" in task:
-        return f"goal {task['velocity']:.2f} m/s, "
-    if "angle" in task:
-        return f"goal {np.degrees(task['angle']):.0f} degrees, "
-    return {1: "goal: forward, ", -1: "goal: backward, "}.get(task.get("direction"), "")
-
-
 def speed(environment):
     """Of the robot in m/s: along x or, where the goal is a direction, along that."""
     direction = getattr(environment, "direction", 1)                # a number, or the ant's (2,)
@@ -49,17 +41,16 @@ def speed(environment):
     return float(velocity @ direction if np.ndim(direction) else velocity[0] * direction)
 
 
-def captioned(picture, *lines):
-    """An image (height, width, 3) with lines of large type above it."""
-    frame = Image.new("RGB", (picture.shape[1], picture.shape[0] + 30 * len(lines)), "white")
-    frame.paste(Image.fromarray(picture), (0, 30 * len(lines)))
-    for k, line in enumerate(lines):
-        ImageDraw.Draw(frame).text((8, 30 * k + 3), line, "black", font_size=20)
+def captioned(picture, text):
+    """An image (height, width, 3) with two lines of large type above it."""
+    frame = Image.new("RGB", (picture.shape[1], picture.shape[0] + 60), "white")
+    frame.paste(Image.fromarray(picture), (0, 60))
+    ImageDraw.Draw(frame).text((8, 3), text, "black", font_size=20, spacing=10)
     return frame
 
 
 def side_by_side(run, path):
-    """Writes the GIF of the last held-out task; every second step, at the task's own pace."""
+    """Write the GIF of the last held-out task: every second step, at the task's own pace."""
     config, buffers, i = run.config, run.buffers, run.buffers.test[-1]
     task, films = envs.FAMILIES[config.env].tasks[i], []
     batch, = buffers.sample([i], [config.test_batch], torch.Generator().manual_seed(0))
@@ -68,8 +59,8 @@ def side_by_side(run, path):
         speeds = [0.0]                                              # at rest, then after each step
         total, = envs.rollout(run.learner.policies(batch, adapted), [env], [0], buffers.observe,
                               record=lambda *_: speeds.append(speed(env.unwrapped)))
-        films.append([captioned(picture, f"{name} adaptation: return {total:.0f}",
-                                f"{goal(task)}speed {v:.2f} m/s")
+        films.append([captioned(picture, f"{name} adaptation: return {total:.0f}\n"
+                                         f"{name_of(task, i)}; runs at {v:.2f} m/s")
                       for picture, v in list(zip(env.render(), speeds))[::2]])
     length = max(map(len, films))
     films = [film + film[-1:] * (length - len(film)) for film in films]     # who fell stays there

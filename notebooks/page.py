@@ -3,10 +3,11 @@
     python notebooks/page.py --out docs/adapt.html                  # about a minute
     python notebooks/page.py runs/a/checkpoint.pt --tasks 7,23 --out a.html
 
-A page by itself: page.html beside this file with one JSON object put into it. Each method runs one
-episode of each task before adaptation, one after adaptation to 256 transitions of the aligned
-agents, and on the test tasks one after adaptation to the strangers' transitions. All begin alike.
-Speeds, films and transitions are 16-bit thousandths (of m/s, m, rad or reward) in base64.
+The page is page.html beside this file with one JSON object put into it. Each method runs one
+episode of each task before adaptation, one after adaptation to 256 transitions of agents like those
+of the training data, and on the test tasks one after adaptation to those of unseen agents
+("strangers"). All begin alike. Speeds, films and transitions are 16-bit thousandths (of m/s, m, rad
+or reward) in base64.
 """
 import base64
 import json
@@ -22,29 +23,24 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import envs
 import macaw
 from baselines import focal, smac
-from helpers import data, plot
-from helpers.command import BadInput, Parser, check_writable, load_tensors, one_sentence, replacing
-from helpers.data import parse_ids
+from helpers import command, data, plot
+from helpers.command import BadInput
 from helpers.run import load
 
 HERE = pathlib.Path(__file__).resolve().parent
 ENV, PLACE = "cheetah_vel", "/*DATA*/"          # the family, and the data's place in the template
 WHOSE = {"aligned": data.default_path(ENV), "strangers": data.DATA / f"{ENV}_strangers.npz"}
-METHODS = macaw.MACAW, focal.FOCAL, smac.SMAC
 FILM = slice(99, 140)                           # steps of an episode that the page plays
 SPEED = 8                                       # place of the torso's speed in an observation
 
 
 def open_run(path, **given):
-    """Name of a checkpoint's method, and its run."""
-    if not pathlib.Path(path).exists():
-        raise BadInput(f"{path} is not there; name a checkpoint that is")
-    state = load_tensors(path)
-    config = state.get("config") if isinstance(state, dict) else None
-    name = config.get("variant") if isinstance(config, dict) else None
-    for method in METHODS:
-        if name in method.variants and config.get("env") == ENV:
-            return name, load(method, path, **given)
+    """The run of a checkpoint, whichever program made it."""
+    state = command.load_tensors(path)
+    config = state.get("config", {}) if isinstance(state, dict) else {}
+    for method in macaw.MACAW, focal.FOCAL, smac.SMAC:
+        if config.get("variant") in method.variants and config["env"] == ENV:
+            return load(method, path, **given)
     raise BadInput(f"{path} is no checkpoint of a method on {ENV}; name one")
 
 
@@ -76,8 +72,8 @@ def transitions(run, D):
     """Speed and reward (N, B, 2) of a batch. The speed is the mean of that before a step and after
     it, for the reward pays for the way made in between."""
     stats = run.buffers.stats
-    speed = ((D.obs + D.next_obs) / 2)[..., SPEED] * stats["obs_std"][SPEED] \
-        + stats["obs_mean"][SPEED]
+    speed = (D.obs[..., SPEED] + D.next_obs[..., SPEED]) / 2
+    speed = speed * stats["obs_std"][SPEED] + stats["obs_mean"][SPEED]
     reward = D.reward_seen * stats["reward_std"] + stats["reward_mean"]
     return torch.stack([speed, reward], -1).numpy()
 
@@ -107,12 +103,12 @@ def content(paths, tasks):
     methods, batches, agents = {}, {}, {}
     for path in paths:
         for group, ids in whose.items():
-            name, run = open_run(path, data=WHOSE[group])
+            run = open_run(path, data=WHOSE[group])
+            name = run.config.variant
             D, = run.buffers.sample(ids, [256], torch.Generator().manual_seed(0))
             if group == "aligned":
                 if name in methods:
-                    raise BadInput(f"{path} is a second checkpoint of {name}; give one of each "
-                                   "method")
+                    raise BadInput(f"{path} is a second checkpoint of {name}; give one of each")
                 methods[name] = dict(label=plot.METHODS[name], color=plot.COLORS.get(name, "gray"),
                                      before=episodes(run, D, ids, adapted=False))
             methods[name][group] = episodes(run, D, ids, adapted=True)
@@ -132,28 +128,24 @@ def content(paths, tasks):
 
 
 def main():
-    parser = Parser(description=__doc__)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("checkpoints", nargs="*", help="one of each method; notebooks/checkpoints/"
                                                        "*.pt when none is named")
     parser.add_argument("--tasks", default="", help="ids, as in 7,23; all 40 when empty")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    with one_sentence(parser.leave):
-        check_writable(arguments.out, ".html")
-        if pathlib.Path(arguments.out).resolve() == HERE / "page.html":
-            raise BadInput("notebooks/page.html is what pages are made from; give another --out")
-        order = list(plot.METHODS)
-        shipped = sorted((HERE / "checkpoints").glob("*.pt"), key=lambda path: (
-            order.index(path.stem) if path.stem in order else len(order), path))
+    with command.one_sentence(parser.leave):
+        command.check_writable(arguments.out, ".html")
+        template = HERE / "page.html"
+        if pathlib.Path(arguments.out).resolve() == template:
+            raise BadInput(f"{template} is what pages are made from; give another --out")
+        shipped = [path for name in plot.METHODS
+                   if (path := HERE / f"checkpoints/{name}.pt").exists()]
         known = range(len(envs.FAMILIES[ENV].tasks))
-        tasks = sorted(parse_ids(arguments.tasks, known)) or list(known)
-        paths = arguments.checkpoints or shipped
-        if not paths:
-            raise BadInput(f"{HERE / 'checkpoints'} holds no checkpoint; name one")
-        shown = content(paths, tasks)
-        template = (HERE / "page.html").read_text()
-        with replacing(arguments.out) as file:
-            file.write(template.replace(PLACE, json.dumps(shown, separators=(",", ":"))).encode())
+        tasks = sorted(data.parse_ids(arguments.tasks, known)) or list(known)
+        shown = json.dumps(content(arguments.checkpoints or shipped, tasks), separators=(",", ":"))
+        with command.replacing(arguments.out) as file:
+            file.write(template.read_text().replace(PLACE, shown).encode())
 
 
 if __name__ == "__main__":

@@ -13,16 +13,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from helpers import command
 from helpers.command import BadInput, Parser, one_sentence
 
-NEVER_READ = "lived."       # in testing: what SMAC's policies lived in training
-
 
 def slim(state):
-    """The state of a checkpoint (see run.STATE) without the optimizer's and without the paths of
-    the machine that it was made on, its numbers in half precision; a target critic is stored as
-    the critic that it follows, which acts alike."""
+    """A checkpoint's state without the optimizer's, without the paths of the machine that it was
+    made on, its numbers in half precision. A target critic becomes the critic that it follows, and
+    SMAC's replay buffer, which testing does not read, zeros."""
     small = {}
     for name, x in state["learner"].items():
-        if name.startswith(NEVER_READ):
+        if name.startswith("lived."):                                   # the replay buffer
             small[name] = torch.zeros((), dtype=x.dtype).expand(x.shape)    # one stored number
         elif name.startswith("targets."):
             small[name] = small[name.replace("targets.", "critics.", 1)]    # the same storage
@@ -57,20 +55,14 @@ def main():
     parser.add_argument("--latent", type=int, help="of MACAW: so many numbers in each z")
     arguments = parser.parse_args()
     with one_sentence(parser.leave):
-        command.new_file(arguments.out)             # a run cannot be gone on with from a small copy
+        command.new_file(arguments.out)
         state = command.load_tensors(arguments.checkpoint)
-        if not isinstance(state, dict) or not all(
-                isinstance(state.get(part), dict) for part in ("config", "learner", "optimizer")
-        ) or not all(isinstance(x, torch.Tensor) for x in state["learner"].values()):
+        if not isinstance(state, dict) or not {"config", "learner", "optimizer"} <= state.keys():
             raise BadInput(f"{arguments.checkpoint} is no checkpoint of a run; name one")
         if arguments.latent is not None:
-            state = dict(state, config=dict(state["config"], latent=arguments.latent),
-                         learner=fewer_directions(state["learner"], arguments.latent))
-        small = slim(state)
-        if not all(x.isfinite().all() for x in small["learner"].values()):
-            raise BadInput(f"{arguments.checkpoint} has weights beyond half precision; ship it as "
-                           "it is")
-        command.save_tensors(arguments.out, small)
+            state["config"]["latent"] = arguments.latent
+            state["learner"] = fewer_directions(state["learner"], arguments.latent)
+        command.save_tensors(arguments.out, slim(state))
 
 
 if __name__ == "__main__":
