@@ -315,8 +315,8 @@ def check_shapes(parameters, method, sizes, config):
 
 def check_resumable(run, state, check):
     """What a checkpoint needs beyond what its evaluation does."""
-    check(run.buffers.fingerprint == state["data"], "was trained on other data; give the files that "
-                                                    "it began with as --data and --adapt-data")
+    check(run.buffers.fingerprint == state["data"],
+          "was trained on other data; give the files that it began with as --data and --adapt-data")
     check(run.optimizer.state or not run.step,
           "has no optimizer state, so it can be evaluated but not resumed")
     check(all(x.shape == p.shape and x.isfinite().all()
