@@ -3,24 +3,23 @@
     python -m helpers.plot curve runs/a runs/b --out curve.png      # return over meta-steps
     python -m helpers.plot tasks runs/a runs/b --out tasks.png      # return on each held-out task
 """
-import csv
-import json
 import pathlib
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a notebook's alone
 
 import envs
-from helpers.command import BadInput, Parser, check_writable, one_sentence, replacing
-from helpers.data import is_number
+from helpers.command import Parser, check_writable, one_sentence, replacing
+from helpers.evidence import check_alike, numbers, read, vary
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73", "focal": "#CC79A7",
           "pearl": "#D55E00", "smac": "#56B4E9"}                # Okabe and Ito
-METHODS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT", "focal": "FOCAL",
-           "pearl": "Offline PEARL", "pearl_regularised": "PEARL, regularised", "smac": "SMAC",
-           "frozen": "SMAC, frozen encoder", "no_data": "SMAC, no new episodes",
-           "no_advantage": "no advantage head", "no_wt": "no weight transform",
-           "no_wt_wide": "no weight transform, equal parameters", "maml_awr": "neither (MAML+AWR)"}
+LABELS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT", "focal": "FOCAL",
+          "pearl": "Offline PEARL", "pearl_regularised": "PEARL, regularised", "smac": "SMAC",
+          "frozen": "SMAC, frozen encoder", "no_data": "SMAC, no new episodes",
+          "no_advantage": "no advantage head", "no_wt": "no weight transform",
+          "no_wt_wide": "no weight transform, equal parameters", "maml_awr": "neither (MAML+AWR)"}
 
 
 def check_picture(path):
@@ -34,81 +33,30 @@ def save(figure, path):
         figure.savefig(file, format=pathlib.Path(path).suffix[1:], dpi=150)
 
 
-def is_list(x):
-    return isinstance(x, list) and len(x) > 0
+def panels(width, height, rows=1, columns=1, **options):
+    """A figure, and its panels of this size (inches) in reading order."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
 
 
-def are_numbers(x):
-    return is_list(x) and all(map(is_number, x))
+def finish(figure, path, ncols=4):
+    """Writes a figure, with each label of its panels once below them."""
+    named = {label: line for axes in figure.axes
+             for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=ncols)
+    save(figure, path)
 
 
-def fits(content, name):
-    """Whether a config or a summary holds this, as helpers/run.py and experiments.py write it."""
-    x = content.get(name)
-    if name == "env":
-        return isinstance(x, str) and x in envs.FAMILIES
-    if name in ("variant", "of"):
-        return isinstance(x, str) and x.isprintable()               # it stands in a sentence
-    if name == "seed":
-        return type(x) is int                                       # True is an int, too
-    if name == "online_steps":
-        return are_numbers(x)
-    if name.endswith("_tasks"):                                     # of each task, at each mark
-        return is_list(x) and all(are_numbers(row) and len(row) == len(content["online_steps"])
-                                  for row in x)
-    if name == "tasks":
-        ids = range(len(envs.FAMILIES[content["env"]].tasks))
-        return is_list(x) and all(
-            isinstance(task, dict) and type(task.get("id")) is int and task["id"] in ids
-            and all(is_number(task.get(key)) for key in ("before", "after", "behavior_final"))
-            for task in x)
-    return is_number(x)
+def band(axes, x, mean, low, high, color, label):
+    axes.plot(x, mean, "o-", ms=3, color=color, lw=2, label=label)
+    axes.fill_between(x, low, high, color=color, alpha=0.2)
 
 
-def read(folder, name, needed=("tasks",)):
-    """One of a run's files: config.json or summary.json as a dict, metrics.csv as columns of
-    numbers. Raises BadInput where it lacks what each such file has, or a summary what is needed."""
-    try:
-        with open(pathlib.Path(folder) / name) as file:
-            if name.endswith(".json"):
-                content = json.load(file)
-                if not isinstance(content, dict):
-                    raise ValueError("no dictionary")
-                wanted = ("env", "variant", "seed", *(needed if "summary" in name else ()))
-                lacks = next((key for key in wanted if not fits(content, key)), None)
-            else:
-                rows = list(csv.DictReader(file))
-                content = {column: np.array([float(row[column] or "nan") for row in rows])
-                           for column in (rows[0] if rows else ())}
-                wanted = ("step", "before", "after")
-                lacks = next((key for key in wanted if key not in content), None)
-            if lacks:
-                raise ValueError(f"no {lacks} that can be used")
-            return content
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f"{folder} holds no {name}; name the folder of a run") from None
-    except (ValueError, TypeError, KeyError, csv.Error) as problem:
-        raise BadInput(f"{folder}/{name} cannot be read ({problem}); finish the run or make it "
-                       "anew") from None
-
-
-def label_of(run):
-    return f"{run['variant']}, seed {run['seed']}"
-
-
-def vary(env):
-    """Whether a family's test tasks stand for others: not where they are all that there are."""
-    family = envs.FAMILIES[env]
-    return len(family.test) < len(family.tasks)
-
-
-def check_alike(runs, what):
-    """Raises BadInput where what(run), of configs or summaries, is not the same for all of them."""
-    for run in runs[1:]:
-        if what(run) != what(runs[0]):
-            one, other = (f"{label_of(x)} on {x['env']}" for x in (runs[0], run))
-            raise BadInput(f"{one}, and {other}, are of different families, held-out tasks "
-                           "or sizes of D^tr; leave one of them out")
+def configs_of(folders):
+    """Configs of runs that may stand in one figure; raises BadInput."""
+    configs = [read(folder, "config.json") for folder in folders]
+    check_alike(configs, lambda run: (run["env"], run.get("holdout"), run.get("test_batch")))
+    return configs
 
 
 def label_ends(axes, ends, x):
@@ -121,39 +69,46 @@ def label_ends(axes, ends, x):
                       va="center", fontsize=14, annotation_clip=False)
 
 
-def setting(config):
-    """What runs in one figure have in common."""
-    return config["env"], config.get("holdout"), config.get("test_batch")
-
-
+@rc_context({"font.size": 13})
 def curve(folders, path):
-    """Held-out return before and after adaptation over meta-steps, a line a run, a color and a
-    label at its end a variant."""
-    configs = [read(folder, "config.json") for folder in folders]
-    check_alike(configs, setting)
-    variants = {}                           # of each its seeds and its tables
-    for folder, config in zip(folders, configs):
-        variants.setdefault(config["variant"], []).append(
-            (config["seed"], read(folder, "metrics.csv")))
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes, ends, last = figure.subplots(), {}, 0
-    for k, (variant, runs) in enumerate(variants.items()):
-        color = COLORS.get(variant, f"C{k}")
-        for _, table in runs:
-            axes.plot(table["step"], table["after"], color=color, lw=2 if len(runs) == 1 else 1)
-            axes.plot(table["step"], table["before"], ":", color=color, lw=1)
-            last = max(last, *table["step"])
-        words = f"seed {runs[0][0]}" if len(runs) == 1 else f"{len(runs)} runs"
-        ends[f"{METHODS.get(variant, variant)}, {words}"] = np.mean(
-            [table["after"][-1] for _, table in runs]), color
-    axes.set_xlim(right=max(last, 1))
+    """Held-out return before and after adaptation over meta-steps: a line for each run, a color and
+    a label for each variant."""
+    configs, tables = configs_of(folders), [read(folder, "metrics.csv") for folder in folders]
+    variants = list(dict.fromkeys(config["variant"] for config in configs))
+    figure, (axes,) = panels(9, 4.5)
+    last, ends = max(table["step"][-1] for table in tables), {}
+    for config, table in zip(configs, tables):
+        variant = config["variant"]
+        color = COLORS.get(variant, f"C{variants.index(variant)}")
+        axes.plot(table["step"], table["after"], color=color)
+        axes.plot(table["step"], table["before"], ":", color=color)
+        ends[LABELS.get(variant, variant)] = table["after"][-1], color
+    axes.set(xlim=(None, last or 1), xlabel="meta-steps", ylabel="return on held-out tasks",
+             title=f"{configs[0]['env']}: after (solid) and before (dotted) adaptation")
     label_ends(axes, ends, last)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("meta-steps", fontsize=14)
-    axes.set_ylabel("return on held-out tasks", fontsize=14)
-    axes.set_title(f"{configs[0]['env']}: after (solid) and before (dotted) adaptation",
-                   fontsize=14)
-    axes.tick_params(labelsize=13)
+    save(figure, path)
+
+
+@rc_context({"font.size": 13})
+def tasks(folders, path):
+    """Return on each held-out task before and after adaptation, a dot a run, beside its agent."""
+    config, runs = configs_of(folders)[0], [read(folder, "summary.json") for folder in folders]
+    env, ids = config["env"], [task["id"] for task in runs[0]["tasks"]]
+    x = np.arange(len(ids)) + 0.04 * (np.arange(len(runs))[:, None] - len(runs) // 2)
+    figure, (axes,) = panels(9, 4.5)
+    for name, marker, size, color, label in (
+            ("behavior_final", "_", 25, "black", "the agent that made the data, at its end"),
+            ("after", "o", 8, COLORS["macaw"],
+             f"after adaptation to {config.get('test_batch')} transitions"),
+            ("before", "s", 8, "#999999", "before")):
+        axes.plot(x.ravel(), numbers(runs, name).ravel(), marker, color=color, ms=size,
+                  mew=size / 10, label=label)
+    axes.set_xticks(range(len(ids)), [name_of(envs.FAMILIES[env].tasks[i], i) for i in ids])
+    what = "tasks that were never trained on" if config.get("holdout") or vary(env) else "its tasks"
+    axes.set(xlim=(-0.5, len(ids) - 0.5), ylabel="return of an episode", title=f"{env}: {what}")
+    axes.grid(axis="y", alpha=0.4)
+    figure.legend(loc="outside lower center", ncols=3, markerscale=0.8, fontsize=12)
     save(figure, path)
 
 
@@ -163,48 +118,10 @@ def name_of(task, i):
     return f"{name} {value:g}" if not more and np.isscalar(value) else f"task {i}"
 
 
-def tasks(folders, path):
-    """Return on each held-out task before and after adaptation, a dot a run, beside its agent."""
-    runs = [read(folder, "summary.json") for folder in folders]
-    configs = [read(folder, "config.json") for folder in folders]
-    check_alike(configs, setting)
-    adapted = f"after adaptation to {configs[0].get('test_batch')} transitions"
-    ids, env = [task["id"] for task in runs[0]["tasks"]], runs[0]["env"]
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, marker, color, label in (
-            ("behavior_final", "_", "black", "the agent that made the data, at its end"),
-            ("after", "o", COLORS["macaw"], adapted),
-            ("before", "s", "#999999", "before")):
-        y = numbers(runs, name)
-        spread = np.linspace(-0.06, 0.06, len(runs)) if len(runs) > 1 else np.zeros(1)
-        size = 600 if marker == "_" else 70
-        axes.scatter((np.arange(len(ids)) + spread[:, None]).ravel(), y.ravel(), size, color,
-                     marker=marker, label=label, linewidths=2.5 if marker == "_" else 0.5,
-                     edgecolors=None if marker == "_" else "white")
-    axes.set_xticks(range(len(ids)), [name_of(envs.FAMILIES[env].tasks[i], i) for i in ids])
-    axes.set_ylabel("return of an episode", fontsize=14)
-    held_out = configs[0].get("holdout") or vary(env)
-    axes.set_title(f"{env}: " + ("tasks that were never trained on" if held_out else "its tasks"),
-                   fontsize=14)
-    axes.set_xlim(-0.5, len(ids) - 0.5)
-    axes.tick_params(labelsize=13)
-    axes.grid(axis="y", alpha=0.4)
-    figure.legend(loc="outside lower center", ncols=3, markerscale=0.8, fontsize=12)
-    save(figure, path)
-
-
-def numbers(runs, name):
-    """A number of each task of each run, (seeds, tasks); raises BadInput where tasks differ."""
-    check_alike(runs, lambda run: (run["env"], [task["id"] for task in run["tasks"]]))
-    return np.array([[task[name] for task in run["tasks"]] for run in runs])
-
-
 def growth(sizes, times, path):
     """How a meta-step's time grows: a panel for each size, both axes logarithmic."""
-    figure = Figure(figsize=(12, 3), layout="constrained")
-    panels = figure.subplots(1, len(sizes), sharey=True)
-    for axes, (name, values) in zip(panels, sizes.items()):
+    figure, every = panels(12 / len(sizes), 3, columns=len(sizes), sharey=True)
+    for axes, (name, values) in zip(every, sizes.items()):
         y = [times[f"{name}_{value}_ms"] for value in values]
         axes.loglog(values, y, "o-")
         axes.loglog(values, [y[0] * value / values[0] for value in values], ":", color="gray")
@@ -212,20 +129,19 @@ def growth(sizes, times, path):
         ticks = [x for x in values if not any(x < other < 1.2 * x for other in values)]
         axes.set_xticks(ticks, ticks, minor=False)
         axes.minorticks_off()
-    panels[0].set(ylabel="ms a meta-step (dotted: linear)")
+    every[0].set(ylabel="ms a meta-step (dotted: linear)")
     save(figure, path)
 
 
 def main():
-    parser = Parser(description=__doc__)
-    parser.add_argument("kind", choices=("curve", "tasks"))
+    parser, kinds = Parser(description=__doc__), dict(curve=curve, tasks=tasks)
+    parser.add_argument("kind", choices=kinds)
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     with one_sentence(parser.leave):
         check_picture(arguments.out)
-        draw = curve if arguments.kind == "curve" else tasks
-        draw(arguments.folders, arguments.out)
+        kinds[arguments.kind](arguments.folders, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""What many runs show together: their summaries, paired by seed, and 95% bootstrap intervals."""
+import csv
+import json
+import pathlib
+import re
+
+import numpy as np
+
+import envs
+from helpers.command import BadInput
+
+
+# ----------------------------------------------------------------------------------- a run's files
+def read(folder, name, needed=("tasks",)):
+    """One of a run's files: config.json or summary.json as a dict, metrics.csv as columns of
+    numbers. Raises BadInput where it lacks what each such file has, or a summary what is needed."""
+    try:
+        with open(pathlib.Path(folder) / name) as file:
+            if name == "metrics.csv":
+                rows = list(csv.DictReader(file))
+                content = {column: np.array([float(row[column] or "nan") for row in rows])
+                           for first in rows[:1] for column in first}
+                needed = "step", "before", "after"
+            else:
+                content = json.load(file)
+                needed = "env", "variant", "seed", *(needed if name == "summary.json" else ())
+        missing = [key for key in needed if key not in content]
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"{folder} holds no {name}; give the folder of a finished run") from None
+    except (ValueError, TypeError, csv.Error) as problem:
+        raise BadInput(f"{folder}/{name} cannot be read ({problem}); make that run again") from None
+    if missing:
+        raise BadInput(f"{folder}/{name} lacks {', '.join(missing)}; finish that run or make it "
+                       "again")
+    return content
+
+
+def check_alike(runs, what):
+    """Raises BadInput where what(run), of configs or summaries, is not the same for all of them."""
+    for run in runs[1:]:
+        if what(run) != what(runs[0]):
+            one, other = (f"{x['variant']}, seed {x['seed']} on {x['env']}" for x in (runs[0], run))
+            raise BadInput(f"{one}, and {other}, differ in family, held-out tasks, size of D^tr or "
+                           "steps evaluated; leave one of them out")
+
+
+def numbers(runs, name):
+    """A number of each task of each run, (seeds, tasks); raises BadInput where tasks differ."""
+    check_alike(runs, lambda run: (run["env"], [task["id"] for task in run["tasks"]]))
+    return np.array([[task[name] for task in run["tasks"]] for run in runs])
+
+
+def vary(env):
+    """Whether a family's test tasks stand for others: not where they are all that there are."""
+    family = envs.FAMILIES[env]
+    return len(family.test) < len(family.tasks)
+
+
+# -------------------------------------------------------------------------------------- many runs
+def folders_of(family, name):
+    """A family's folders of finished runs NAME-sSEED, the name a pattern, sorted by seed; not a
+    copy's, NAME-sSEED-2. Raises BadInput where the folder is not named after a family."""
+    if pathlib.Path(family).name not in envs.FAMILIES:
+        raise BadInput(f"{family} is not named after a family ({', '.join(envs.FAMILIES)}); give "
+                       "a folder that is")
+    found = [f.parent for f in pathlib.Path(family).glob(f"{name}-s*/summary.json")
+             if re.fullmatch(r"[^-]+-s\d+", f.parent.name)]
+    return sorted(found, key=lambda f: int(f.name.split("-s")[1]))
+
+
+def summary_of(folder, column="", needed=("tasks",)):
+    """Summary of the run in FAMILY/VARIANT[_SETTING]-sSEED, or of its evaluation in a subfolder;
+    raises BadInput where it is of another family, method or seed, or lacks what is needed."""
+    run = read(folder / column, "summary.json", needed)
+    name = rf"{run['variant']}(_.+)?-s{run['seed']}"
+    if run["env"] != folder.parent.name or not re.fullmatch(name, folder.name):
+        raise BadInput(f"{folder / column} holds a run of {run['variant']}, seed {run['seed']}, on "
+                       f"{run['env']}; move it to a folder of that name")
+    return run
+
+
+def evaluations(family, name, columns, needed=("tasks",)):
+    """Summaries (columns, seeds) of the runs that have one in each of these subfolders."""
+    folders = [folder for folder in folders_of(family, name)
+               if all((folder / column / "summary.json").exists() for column in columns)]
+    return [[summary_of(folder, column, needed) for folder in folders] for column in columns]
+
+
+def runs_of(family, name, needed=("tasks",)):
+    """Summaries of a family's runs of this name, sorted by seed; raises BadInput."""
+    return evaluations(family, name, [""], needed)[0]
+
+
+def shared(cells):
+    """These lists of runs, each with only the seeds that all of them have."""
+    seeds = set.intersection(*({run["seed"] for run in runs} for runs in cells))
+    return [[run for run in runs if run["seed"] in seeds] for runs in cells]
+
+
+def shared_of(family, names):
+    """Runs of each of these names, at the seeds that all have; raises BadInput without any."""
+    cells = shared([runs_of(family, name) for name in names])
+    if not cells[0]:
+        raise BadInput(f"{family} holds no seed of each of {', '.join(names)}; make these runs")
+    return cells
+
+
+def paired(cells):
+    """Returns of lists of runs at the seeds that all have, (lists, seeds, tasks); empty without."""
+    cells = shared(cells)
+    together = numbers([run for runs in cells for run in runs], "after")
+    return together.reshape(len(cells), len(cells[0]), -1 if cells[0] else 1)
+
+
+def while_training(folders):
+    """The steps at which all of these runs were evaluated, and `after` at them (runs, steps)."""
+    tables = [read(folder, "metrics.csv") for folder in folders]
+    steps = sorted(set.intersection(*(set(table["step"]) for table in tables)))
+    return steps, np.array([table["after"][np.isin(table["step"], steps)] for table in tables])
+
+
+# ---------------------------------------------------------------------------- intervals and tables
+def bootstrap(parts, statistic):
+    """A statistic of the x (seeds, tasks, ...) of `parts`, put together, and its 95% interval over
+    seeds and, where a part says so, tasks."""
+    def pooled(arrays):
+        return statistic(np.concatenate([x.reshape(-1, *x.shape[2:]) for x in arrays]))
+
+    def resampled(x, tasks):
+        seeds, order = random.integers(len(x), size=(len(x), 1)), np.arange(x.shape[1])
+        return x[seeds, random.integers(len(order), size=len(order)) if tasks else order]
+    random = np.random.default_rng(0)
+    values = [pooled([resampled(*part) for part in parts]) for _ in range(2000)]
+    return pooled([x for x, _ in parts]), *np.quantile(values, (0.025, 0.975))
+
+
+def interval(x, tasks=True):
+    """Mean of x (seeds, tasks), and its 95% bootstrap interval over seeds and, if so, tasks; nan
+    over a single seed, which says nothing about others."""
+    mean, low, high = bootstrap([(x, tasks)], np.mean)
+    return (mean, low, high) if len(x) > 1 or tasks else (mean, np.nan, np.nan)
+
+
+def iqm(x):
+    """Interquartile mean: of the middle half of all numbers."""
+    x = np.sort(x, axis=None)
+    return x[len(x) // 4:len(x) - len(x) // 4].mean()
+
+
+def as_text(mean, low, high, sign="", digits=1):
+    """What `interval` gives, for a table; sign="+" for differences."""
+    return f"{mean:{sign}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def signed(difference, tasks=True):
+    """A difference's mean and interval, as text."""
+    return as_text(*interval(difference, tasks), sign="+")
+
+
+def table(header, rows):
+    """Prints a table in Markdown; a row may lack its last cells."""
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |" + " |" * (len(header) - len(row)))

@@ -1,0 +1,309 @@
+"""Tables and figures that the docs quote: each test is named after the claim it would refute."""
+import json
+
+import conftest
+import numpy as np
+import pytest
+from conftest import HERE, command_line
+from matplotlib.figure import Figure
+
+import envs
+from experiments import poses, tables
+from helpers import data, evidence, plot
+
+
+def keep(folder, name, number, after=0.0, columns=(), **changes):
+    """A run as helpers/run.py writes it, and its evaluations in subfolders; `after` is a number for
+    each test task. What is changed to None is left out."""
+    test = envs.FAMILIES[folder.name].test
+    tasks = [dict(id=i, before=0.0, after=float(a), behavior_final=10.0)
+             for i, a in zip(test, np.broadcast_to(after, len(test)))]
+    run = dict(env=folder.name, variant=name.split("_")[0], seed=number, holdout="", test_batch=256,
+               tasks=tasks, behavior_mean=1.0, behavior_final=10.0) | changes
+    run = {key: value for key, value in run.items() if value is not None}
+    place = folder / f"{name}-s{number}"
+    for column in ("", *columns):
+        (place / column).mkdir(parents=True, exist_ok=True)
+        (place / column / "summary.json").write_text(json.dumps(run))
+    (place / "config.json").write_text(json.dumps(run))
+    (place / "metrics.csv").write_text("step,before,after\n0,0,0\n9,0,1\n")
+    return place
+
+
+def printed(capsys):
+    """Cells of the table that was printed, by its first two columns."""
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    return {(first, second): rest for first, second, *rest in cells}
+
+
+def certain(x, sign=""):
+    """A number whose interval has no width, as tables print it."""
+    return f"{x:{sign}.1f} [{x:.1f}, {x:.1f}]"
+
+
+def refused(kind, *folders, program=tables):
+    """One sentence and exit code 2, and no picture."""
+    picture = folders[0].parent / "x.png"
+    conftest.refused(command_line(kind, *folders, "--out", picture, program=program.__file__))
+    assert not picture.exists()
+
+
+def test_an_interval_holds_95_percent_of_the_means_of_resampled_seeds():
+    """0 and 2 give 0, 1, 1 or 2; a hundred of both give a binomial mean, deviation 1 / sqrt 800."""
+    assert evidence.interval(np.array([[0.0], [2.0]]), tasks=False) == (1.0, 0.0, 2.0)
+    x = np.repeat([[0.0], [1.0]], 100, 0)
+    np.testing.assert_allclose(evidence.interval(x, tasks=False), (0.5, 0.43, 0.57), atol=0.01)
+    assert np.isnan(evidence.interval(x[:1], tasks=False)[1:]).all()    # one seed alone has none
+
+
+@pytest.mark.parametrize("env, varies", [("ant_dir", True), ("cheetah_dir", False)])
+def test_an_interval_is_over_tasks_where_these_stand_for_others(tmp_path, capsys, env, varies):
+    tasks = np.arange(len(envs.FAMILIES[env].test))
+    for seed in range(3):                                               # they agree, tasks do not
+        keep(tmp_path / env, "macaw", seed, tasks, ["aligned", "strangers"])
+    mean, low, high = evidence.interval(np.tile(tasks, (3, 1)), tasks=varies)
+    assert (high > mean > low) == varies and mean == tasks.mean()
+    tables.results(tmp_path, tmp_path / "x.png")
+    assert printed(capsys)[env, "MACAW"][2] == evidence.as_text(mean, low, high)
+    tables.whose(tmp_path / env, tmp_path / "y.png")
+    assert printed(capsys)["MACAW", "3"][0] == evidence.as_text(mean, low, high)
+
+
+def test_the_interquartile_mean_is_of_the_middle_half_of_all_families_numbers():
+    assert evidence.iqm(np.array([[-1000.0, 1.0], [2.0, 1000.0]])) == 1.5
+    assert evidence.iqm(np.arange(9.0)) == np.arange(2.0, 7.0).mean()
+    parts = [(np.array([[0.0, 4.0]]), False), (np.array([[5.0, 100.0]]), False)]
+    assert evidence.bootstrap(parts, evidence.iqm)[0] == 4.5
+
+
+def test_leads_are_of_the_same_seed(tmp_path, capsys):
+    """FOCAL lacks seed 1 of MACAW's: by place in a list, its seed 2 would meet that. PEARL has no
+    seed of MACAW's."""
+    for name, returns in (("macaw", {0: 1.0, 1: 50.0, 2: 3.0}), ("focal", {0: 0.0, 2: 2.0}),
+                          ("pearl", {3: 0.0})):
+        for seed, after in returns.items():
+            keep(tmp_path / "ant_dir", name, seed, after)
+    tables.results(tmp_path, tmp_path / "x.png")
+    table = printed(capsys)
+    assert table["ant_dir", "FOCAL"][4] == certain(1, "+")
+    assert table["ant_dir", "Offline PEARL"][4] == ""
+
+
+def test_leads_while_training_are_of_the_same_step_and_seed(tmp_path, capsys):
+    """MACAW lacks FOCAL's step 250, FOCAL MACAW's seed 0: by place they would meet wrongly."""
+    for name, seeds, steps in (("macaw", (0, 1, 2), (0, 100, 500)),
+                               ("focal", (1, 2), (0, 100, 250, 500))):
+        for seed in seeds:
+            start = 100 * (name == "macaw") + 10 * seed
+            (keep(tmp_path / "cheetah_vel", name, seed) / "metrics.csv").write_text(
+                "step,before,after\n" + "".join(f"{k},0,{start + k}\n" for k in steps))
+    tables.early(tmp_path, tmp_path / "x.png")
+    lead = certain(100, "+")                                    # after 100, 250, 500 and 1000 steps
+    assert printed(capsys)["cheetah_vel", "FOCAL"] == ["2", lead, "", lead, ""]
+
+
+def test_a_score_is_one_at_the_end_of_the_agents_and_zero_for_uniform_actions(
+        tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "random_returns", lambda env, tasks: np.full(len(tasks), -10.0))
+    for env in tables.FAMILIES:
+        for name, seed, after in (("macaw", 0, 10), ("focal", 0, -10), ("pearl", 1, 0)):
+            keep(tmp_path / env, name, seed, after)
+    tables.scores(tmp_path, tmp_path / "x.png")
+    table = printed(capsys)
+    assert table["MACAW", "1"][0] == "1.00 [1.00, 1.00]"
+    assert table["FOCAL", "1"][:2] == ["0.00 [0.00, 0.00]", "+1.00 [1.00, 1.00]"]
+    assert table["Offline PEARL", "1"][1:] == ["", *["0.50"] * 4]       # no seed to pair
+
+
+def test_uniform_actions_earn_what_the_agents_first_did():
+    """The first stored episode was uniform; not the ants', of a net that stands and earns 190."""
+    x, _ = data.read(data.default_path("cheetah_vel"), "cheetah_vel")
+    start = np.cumsum(x["episode_length"]) - x["episode_length"]
+    returns = np.add.reduceat(x["rewards"], start)
+    first = [returns[x["episode_task"] == i][0] for i in (2, 26)]
+    np.testing.assert_allclose(tables.random_returns("cheetah_vel", (2, 26)), first, atol=30)
+    assert -80 < tables.random_returns("ant_dir", [6])[0] < 0
+
+
+def test_all_held_out_sets_are_put_together_at_the_seeds_that_all_have(tmp_path, capsys):
+    """By place, MACAW's seed 0 on the second set would stand beside the others' seed 1."""
+    folder = tmp_path / "ant_dir"
+    for name, lead in (("macaw", 2.0), ("meta_bc", 1.0), ("mt_awr", 0.0)):
+        for seed in (0, 1):
+            keep(folder, name, seed, 100 * seed + lead)
+        keep(folder, f"{name}_set1", 1, 100 + lead)
+    keep(folder, "macaw_set1", 0)
+    tables.rotation(tmp_path, tmp_path / "x.png")
+    assert printed(capsys)["ant_dir", "10, all"] == [
+        certain(102), certain(102, "+"), certain(101), certain(1, "+"), certain(100),
+        certain(2, "+"), "10.0"]
+    (folder / "meta_bc_set1-s1").rename(folder / "meta_bc_set2-s1")
+    refused("rotation", tmp_path)
+
+
+def test_fewer_tasks_stand_in_their_columns_at_the_same_seeds(tmp_path, capsys):
+    for name in ("macaw", "mt_awr", "focal", "pearl"):
+        for suffix, after in (("_few10", 1.0), ("_few3", 0.0), ("_aligned", 2.0)):
+            keep(tmp_path / "cheetah_vel", name + suffix, 1, after)
+        keep(tmp_path / "cheetah_vel", f"{name}_aligned", 0, 50.0)
+    tables.few(tmp_path / "cheetah_vel", tmp_path / "x.png")
+    table = printed(capsys)
+    assert table["method", "seeds"] == ["3 tasks", "10 tasks", "35 tasks"]
+    assert table["FOCAL", "1"] == [certain(0), certain(1), certain(2)]
+
+
+def test_leads_over_macaw_are_paired_by_seed_and_setting(tmp_path, capsys):
+    for name, seeds, after in (("macaw", (0, 1), 0.0), ("focal", (0, 1), 7.0),
+                               ("macaw_aligned", (0, 1, 2), 0.0), ("focal_aligned", (1, 2), 1.0),
+                               ("focal_independent", (0, 1), 0.0)):
+        for seed in seeds:
+            keep(tmp_path / "cheetah_vel", name, seed, after + 1000 * seed, tables.GROUPS)
+    keep(tmp_path / "cheetah_vel", "macaw", 2, columns=["aligned"])     # not with every group's
+    tables.whose(tmp_path / "cheetah_vel", tmp_path / "x.png")
+    leads = {name: cells[:3] for name, cells in printed(capsys).items() if " - MACAW" in name[0]}
+    assert leads == {
+        ("FOCAL - MACAW", "2"): [certain(7, "+")] * 3,
+        ("FOCAL - MACAW; both batches from aligned agents", "2"): [certain(1, "+")] * 3}
+
+
+def test_a_family_may_lack_a_group_of_agents(tmp_path, capsys):
+    keep(tmp_path / "ant_dir", "macaw", 0, 5.0, ["aligned"])
+    refused("whose", tmp_path / "ant_dir")
+    keep(tmp_path / "ant_dir", "macaw", 0, 5.0, ["strangers"])
+    tables.whose(tmp_path / "ant_dir", tmp_path / "x.png")
+    assert printed(capsys)["MACAW", "1"] == [certain(5), certain(5), certain(0, "+")]
+
+
+def test_own_exploration_is_over_seeds(tmp_path, capsys):
+    for seed, before in enumerate((-3.0, -1.0)):
+        keep(tmp_path / "cheetah_vel", "smac", seed, 1.0, own_before=before, own_after=0.0)
+    tables.own(tmp_path, tmp_path / "x.png")
+    assert printed(capsys)["cheetah_vel", "SMAC"][1:] == [
+        certain(1), "-2.0 [-3.0, -1.0]", certain(0), "+2.0 [1.0, 3.0]"]
+
+
+def tune(folder, name, seed, of="macaw", marks=(0, 1000), change=1000.0, **others):
+    """A run of experiments/online.py; tasks differ by 100, what they gain does not."""
+    curve = [[100.0 * task + change * (mark > 0) for mark in marks] for task in range(5)]
+    starts = ["adapted"] if "pearl" in name else ["adapted", "unadapted", "random", "authors"]
+    curves = {f"{start}_tasks": curve for start in starts} | others
+    keep(folder, name, seed, of=of, online_steps=marks, **curves)
+
+
+def test_online_changes_are_paired(tmp_path, capsys):
+    for seed in (0, 1):
+        tune(tmp_path / "ant_dir", "online", seed)
+    tune(tmp_path / "ant_dir", "online_pearl", 0, "pearl", change=-50.0)
+    tables.online(tmp_path, tmp_path / "x.png")
+    table = printed(capsys)
+    assert table["adapted (MACAW)", "2"][-1] == certain(1000, "+")
+    assert table["Offline PEARL", "1"][-1] == certain(-50, "+")
+
+
+@pytest.mark.parametrize("changes", [
+    dict(unadapted_tasks=None), dict(adapted_tasks=[[0.0, 1.0]]), dict(marks=(0, 2000)),
+    dict(of="no_wt")], ids=["not finished", "on fewer tasks", "other steps", "another method"])
+def test_online_runs_are_alike(tmp_path, changes):
+    tune(tmp_path / "ant_dir", "online", 0)
+    tune(tmp_path / "ant_dir", "online", 1, **changes)
+    refused("online", tmp_path)
+
+
+def test_the_pitch_of_agents_stands_beside_what_is_reached(tmp_path, capsys, monkeypatch):
+    x, meta = data.read(data.default_path("cheetah_vel_strangers"), "cheetah_vel")
+    monkeypatch.setattr(data, "DATA", tmp_path)
+    data.write(tmp_path / "cheetah_vel_strangers.npz", x, meta)
+    x["observations"][:, 1] = 0.5
+    data.write(tmp_path / "cheetah_vel.npz", x, meta)
+    for seed, after in enumerate((1.0, 4.0)):
+        keep(tmp_path / "cheetah_vel", "macaw", seed, after, ["aligned"])
+    tables.poses(tmp_path / "cheetah_vel", tmp_path / "x.png")
+    table = printed(capsys)
+    assert table["aligned agents", "7"] == ["0.50", "2.5", ""]
+    assert table["strangers", "15"] == ["2.82", "", ""]                 # it runs on its back
+
+
+def test_a_robot_is_drawn_as_it_stands():
+    robot = envs.make("cheetah_vel", envs.FAMILIES["cheetah_vel"].tasks[0]).unwrapped
+    for pitch, width, height in ((0.0, -1.0, 0.0), (np.pi / 3, -0.5, 0.75 ** 0.5)):     # nose down
+        axes, state = Figure().subplots(), np.zeros(17)
+        state[1] = pitch
+        poses.draw_robot(axes, robot, state[None], 3.0, "C0")
+        ends = np.array(axes.lines[0].get_data())                       # the torso, 1 m long
+        np.testing.assert_allclose(np.diff(ends)[:, 0], (width, height), atol=1e-6)
+        assert ends[0].mean() == pytest.approx(3.0)
+    robot.close()
+
+
+def test_an_old_picture_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", lambda _, file, **options: file.write(b"half") / 0)
+    with pytest.raises(ZeroDivisionError):
+        plot.save(Figure(), tmp_path / "x.png")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_figure_says_held_out_where_tasks_are(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(plot, "save", lambda figure, _: titles.append(figure.axes[0].get_title()))
+    for env in ("ant_dir", "cheetah_dir"):
+        plot.tasks([keep(tmp_path / env, "macaw", 0)], "x.png")
+    assert titles == ["ant_dir: tasks that were never trained on", "cheetah_dir: its tasks"]
+
+
+@pytest.mark.parametrize("other", [dict(env="walker_params"), dict(holdout="3,4"),
+                                   dict(test_batch=8)], ids=str)
+def test_runs_of_one_figure_are_alike(tmp_path, other):
+    runs = keep(tmp_path / "ant_dir", "macaw", 0), keep(tmp_path / "ant_dir", "macaw", 1, **other)
+    for kind in ("tasks", "curve"):
+        refused(kind, *runs, program=plot)
+
+
+@pytest.mark.parametrize("kind, changes", [
+    ("results", dict(env=None)), ("results", dict(behavior_mean=None)),
+    ("own", dict(own_before=0.0)), ("results", dict(tasks=[dict(id=0, after=1, before=0)])),
+    ("results", dict(seed=0)), ("results", dict(variant="focal")),
+    ("results", dict(env="walker_params"))], ids=str)
+def test_a_run_is_what_its_place_says_and_lacks_nothing(tmp_path, kind, changes):
+    """The last four: other tasks than the first run's, and three that were moved."""
+    keep(tmp_path / "ant_dir", "smac", 0, own_before=0.0, own_after=0.0)
+    keep(tmp_path / "ant_dir", "smac", 1, **changes)
+    refused(kind, tmp_path)
+
+
+def test_an_evaluation_is_of_the_run_in_whose_folder_it_lies(tmp_path):
+    runs = [keep(tmp_path / "ant_dir", "macaw", seed, 0.0, tables.GROUPS) for seed in (0, 1)]
+    (runs[1] / "strangers/summary.json").write_text((runs[0] / "summary.json").read_text())
+    refused("whose", tmp_path / "ant_dir")
+
+
+@pytest.mark.parametrize("file, text", [("summary.json", "[]"), ("summary.json", '{"env": "ant'),
+                                        ("metrics.csv", ""), ("metrics.csv", "step,after\n0,a\n")])
+def test_a_damaged_file_is_refused(tmp_path, file, text):
+    (keep(tmp_path / "ant_dir", "macaw", 0) / file).write_text(text)
+    refused("results", tmp_path)
+
+
+def test_a_copy_of_a_run_does_not_count(tmp_path):
+    for seed in (1, 2, 10, "1-2"):
+        keep(tmp_path / "ant_dir", "macaw", seed)
+    assert [run["seed"] for run in evidence.runs_of(tmp_path / "ant_dir", "macaw")] == [1, 2, 10]
+
+
+def test_a_familys_folder_is_found_from_within_and_by_its_name_alone(tmp_path):
+    folder = keep(tmp_path / "ant_dir", "macaw", 0, 0.0, tables.GROUPS).parent
+    line = "whose", ".", "--out", tmp_path / "x.png"
+    assert command_line(*line, program=tables.__file__, cwd=folder).returncode == 0
+    assert command_line(*line, program=tables.__file__, cwd=folder.rename(
+        tmp_path / "mine")).returncode == 2
+
+
+def test_shipped_evaluations_are_of_the_run_in_whose_folder_they_lie():
+    """A run that is made again leaves those of its predecessor; returns before adapting tell."""
+    def before(folder):
+        tasks = json.loads((folder / "summary.json").read_text())["tasks"]
+        return {task["id"]: task["before"] for task in tasks}
+    evaluations = [path.parent for path in HERE.glob("results/*/*/*/summary.json")]
+    assert len(evaluations) > 200
+    assert not [str(e) for e in evaluations if before(e) != before(e.parent)]
