@@ -96,7 +96,7 @@ TABLE = [
     *((family, "macaw meta_bc mt_awr", f"_set{k + 1}", 1, dict(holdout=tasks), "", "")
       for family, sets in HELD_OUT.items() for k, tasks in enumerate(sets)),
 ]
-LABELS = {suffix: label for _, _, suffix, _, _, label, _ in reversed(TABLE) if label or not suffix}
+SUFFIXES = {suffix: label for _, _, suffix, _, _, label, _ in TABLE if label or not suffix}
 
 
 class Row(NamedTuple):

@@ -16,32 +16,14 @@ import numpy as np
 
 import envs
 from experiments.poses import GROUPS, poses
+from experiments.runs import CHOSEN_ON, FAMILIES, SUFFIXES
 from helpers import data, evidence
 from helpers.command import BadInput, Parser, one_sentence
 from helpers.evidence import as_text, folders_of, interval, numbers, paired, runs_of, signed, vary
 from helpers.plot import COLORS, LABELS, band, check_picture, finish, panels, save
 
-SETTINGS = {"": "",
-            "_lives": "; both batches from aligned agents, D^ts from whole lives",
-            "_short": "; 600 meta-steps",
-            "_untuned": "; first settings",
-            "_two": "; D^tr from two groups of agents",
-            "_before": "; previous settings",
-            "_large": "; previous settings, 16 tasks a meta-step",
-            "_uncut": "; gradients not cut",
-            "_aligned": "; both batches from aligned agents",
-            "_independent": "; both batches from independent agents",
-            "_first": "; adapted to the first third of lives",
-            "_middle": "; adapted to the middle third of lives",
-            "_last": "; adapted to the last third of lives",
-            "_random": "; adapted to a random policy's transitions"}
-NAMES = {name + setting: label + words for setting, words in SETTINGS.items()
+NAMES = {name + suffix: label + words for suffix, words in SUFFIXES.items()
          for name, label in LABELS.items()}     # of run folders
-FAMILIES = "cheetah_vel", "cheetah_dir", "ant_dir", "walker_params"
-CHOSEN_ON = dict(                               # training tasks that settings were chosen on
-    cheetah_vel=(3, 5, 9, 12, 13, 20, 22, 28, 31, 33, 35),
-    walker_params=(1, 4, 9, 13, 18, 22, 27, 31, 36, 40, 45, 48),
-    ant_dir=(1, 9, 18, 27, 36, 45))
 
 
 # ------------------------------------------------------------------------------ tables and pictures
