@@ -9,7 +9,7 @@ import envs
 from baselines import focal, smac
 from helpers.run import Run, load, summary
 
-METHOD_OF = {**dict.fromkeys(focal.VARIANTS, focal.FOCAL), **dict.fromkeys(smac.VARIANTS, smac.SMAC)}
+METHOD_OF = {name: method for method in (focal.FOCAL, smac.SMAC) for name in method.variants}
 SMALL = dict(width=16, steps=4, batch=16, context=16, final_draws=1)
 PHASES = dict(SMALL, offline_steps=2, rounds=1, episodes=1)
 variants = pytest.mark.parametrize("variant", ["focal", "pearl", "smac"])
