@@ -82,7 +82,7 @@ def test_the_stick_figure_is_the_robot_of_the_simulation(made):
     assert geom == model.ngeom
 
 
-@pytest.mark.parametrize("line", [["README.md", "--out", "x.html"], ["no.pt", "--out", "x.html"],
+@pytest.mark.parametrize("line", [["README.md", "--out", "x.html"],
                                   [MACAW, "--out", "notebooks/page.html"],
                                   [MACAW, "--tasks", "77", "--out", "x.html"]])
 def test_bad_input_is_refused(line):
