@@ -99,7 +99,12 @@ def floor(config, device):
 
 
 def peak_memory(config):
-    """Peak resident memory (MB) of a process that makes meta-steps on the CPU."""
+    """Peak resident memory (MB) of a fresh process that makes meta-steps on the CPU."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(own_peak, [config])
+
+
+def own_peak(config):
     milliseconds(2, steps(config)[0])
     status = pathlib.Path("/proc/self/status").read_text()  # getrusage's peak is the parent's, too
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
@@ -125,8 +130,7 @@ def main(given):
         show("straightforward_ms" + suffix, theirs)
         show("ratio" + suffix, theirs / ours)
         show("over_floor" + suffix, ours / floor(sized, device))
-        with multiprocessing.get_context("spawn").Pool(1) as fresh_process:
-            show(f"peak_memory_{tasks}_mb", fresh_process.apply(peak_memory, [sized]))
+        show(f"peak_memory_{tasks}_mb", peak_memory(sized))
     for name in envs.FAMILIES:
         with envs.environments_of(name, [0]) as (env,):
             sizes = env.observation_space.shape + env.action_space.shape
