@@ -41,23 +41,18 @@ def test_shipped_episodes_replay_from_their_seed_and_actions(path):
     assert len(meta["tasks"]) == len(envs.FAMILIES[family].tasks) or path.stem != family
     test = set(map(str, envs.FAMILIES[family].test))
     assert test <= set(meta["tasks"]) or test.isdisjoint(meta["tasks"])     # all, or for training
-    length = x["episode_length"]
-    ends = np.cumsum(length)
-    for episode in np.random.default_rng(0).choice(len(length), 3, replace=False):
+    ends = np.cumsum(x["episode_length"])
+    for episode in np.random.default_rng(0).choice(len(ends), 3, replace=False):
         env = envs.make(family, meta["tasks"][str(x["episode_task"][episode])])
-        observed = [env.reset(seed=int(x["episode_seed"][episode]))[0]]
-        span = slice(ends[episode] - length[episode], ends[episode])
-        for t, action in enumerate(x["actions"][span].astype(np.float32)):
-            obs, reward, terminated, truncated, _ = env.step(action)
-            observed.append(obs)
-            assert np.float32(reward) == x["rewards"][span][t]
-            assert terminated == x["terminations"][span][t]
-            assert truncated == x["truncations"][span][t]
-        assert terminated or truncated
-        first = ends[episode] - length[episode] + episode
-        stored = x["observations"][first:first + length[episode] + 1]
-        rounded = np.array(observed).astype(np.float32).astype(np.float16)
-        np.testing.assert_array_equal(rounded, stored)
+        states = [env.reset(seed=int(x["episode_seed"][episode]))[0]]
+        for t in range(ends[episode] - x["episode_length"][episode], ends[episode]):
+            state, *outcome, _ = env.step(x["actions"][t].astype(np.float32))
+            states.append(state)
+            assert [np.float32(outcome[0]), *outcome[1:]] == [
+                x[name][t] for name in ("rewards", "terminations", "truncations")]
+        assert any(outcome[1:])
+        stored = x["observations"][:ends[episode] + episode + 1][-len(states):]
+        np.testing.assert_array_equal(np.float16(np.float32(states)), stored)
 
 
 def test_a_name_without_an_ending_is_a_file_that_we_ship():
@@ -78,8 +73,7 @@ def column(name, function):
 
 
 def metadata(**changes):
-    return lambda x: x.update(metadata=np.array(json.dumps(
-        json.loads(str(x["metadata"])) | changes)))
+    return column("metadata", lambda x: np.array(json.dumps(json.loads(str(x)) | changes)))
 
 
 BAD = {             # a change of a good file, one for each rule
@@ -102,9 +96,8 @@ BAD = {             # a change of a good file, one for each rule
     "far action": cell("actions", (7, 1), 5.0), "far reward": cell("rewards", 7, -1e9),
     "unknown task": cell("episode_task", -1, 99), "negative task": cell("episode_task", 0, -1),
     "no step": cell("episode_length", slice(0, 2), [9, 0]),
-    "beyond the horizon": lambda x: x.update(
-        episode_length=np.array([30]), **{f"episode_{name}": np.array([0]) for name in
-                                          ("task", "number", "seed")}),
+    "beyond the horizon": lambda x: x.update({name: x[name][:1] for name in x if "episode_" in name}
+                                             | dict(episode_length=np.array([30]))),
     "ends early": cell("terminations", 2, True), "does not end": cell("truncations", 3, False),
     "interleaved": cell("episode_task", slice(None), [0, 1, 0, 1, 2]),
     "twice": cell("episode_number", slice(0, 2), 0),
@@ -116,53 +109,51 @@ BAD = {             # a change of a good file, one for each rule
 }
 
 
+def refused_by_all(folder):
+    """Whoever reads x.npz there refuses it, and nothing in the folder changes."""
+    path = folder / "x.npz"
+    before = path.read_bytes()
+    for program, line in (("macaw", []), ("collect", ["--out", folder / "y.npz"])):
+        flag = "--data" if program == "macaw" else "--join"
+        refused(command_line("--env", "point_goal", flag, path, *line, program=f"{program}.py"),
+                "x.npz")
+    assert path.read_bytes() == before and list(folder.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_bad_data_files_are_refused(name, tmp_path, monkeypatch):
-    path = tmp_path / "x.npz"
-    if name == "beyond the horizon":
-        monkeypatch.setitem(envs.FAMILIES, "point_goal",
-                            envs.FAMILIES["point_goal"]._replace(horizon=29))
-    small_file(path)
-    with np.load(path) as file:
+def test_bad_data_files_are_refused(name, tmp_path):
+    small_file(tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as file:
         x = dict(file)
     BAD[name](x)
-    np.savez(path, **x)
-    before = path.read_bytes()
-    for line in (("macaw.py", "--data", path), ("collect.py", "--out", tmp_path / "y.npz", "--join",
-                                                path)):
-        refused(command_line("--env", "point_goal", *line[1:], program=line[0]), "x.npz")
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    np.savez(tmp_path / "x.npz", **x)
+    refused_by_all(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", POINT.read_bytes()[:100_000],
                                      POINT.read_bytes()[1000:]])
 def test_what_is_no_data_file_is_refused(content, tmp_path):
     (tmp_path / "x.npz").write_bytes(content)
-    refused(command_line("--env", "point_goal", "--data", tmp_path / "x.npz"), "x.npz")
+    refused_by_all(tmp_path)
 
 
 def test_a_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     small_file(tmp_path / "x.npz")
     monkeypatch.setattr(data, "LARGEST", 1000)
-    with pytest.raises(BadInput):
-        data.read(tmp_path / "x.npz", "point_goal")
+    refused_by_all(tmp_path)
 
 
 class Program:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
     def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
+        return os.mkdir, ("executed",)
 
 
-def test_nothing_from_a_data_file_is_executed(tmp_path):
-    x = small_file(tmp_path / "x.npz", rewards=np.array([Program(tmp_path / "made")] * 30))
+def test_nothing_from_a_data_file_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_file("x.npz", rewards=np.array([Program()] * 30))
     with pytest.raises(BadInput):
-        data.read(tmp_path / "x.npz", "point_goal")
-    assert len(x["rewards"]) == 30 and not (tmp_path / "made").exists()
+        data.read("x.npz", "point_goal")
+    assert os.listdir() == ["x.npz"]
 
 
 def test_damaged_files_are_refused_or_read_as_they_were(tmp_path):
@@ -212,72 +203,51 @@ def test_returns_equal_the_brute_force_sum(tmp_path):
     """Truncation keeps its tail gamma^k V(s_end), termination does not."""
     lengths, terminated = [5, 1, 7, 3, 40, 4], [False, True, True, False, False, True]
     x = data_file(tmp_path / "x.npz", lengths, terminated, task=[1, 1, 1, 1, 1, 2])
-    config = config_of(inner_batch=2, outer_batch=2, test_batch=2, gamma=0.9, tasks_per_step=1)
-    held = Buffers(tmp_path / "x.npz", config)
+    held = Buffers(tmp_path / "x.npz", config_of(**SIZES, gamma=0.9))
 
     def V(obs):
         return obs.sum(-1) + 3.0
-    everything = torch.arange(sum(lengths))[None]
-    batch = held.transitions(everything)
+    batch = held.transitions(torch.arange(sum(lengths))[None])
     with_tail, without = macaw.returns(V, batch, True)[0], macaw.returns(V, batch, False)[0]
-    std = {k: v.numpy().astype(np.float64) for k, v in held.stats.items()}
     k = 0
     for episode, (length, ended) in enumerate(zip(lengths, terminated)):
-        last_obs = x["observations"][k + length + episode]
-        tail = 0 if ended else ((last_obs - std["obs_mean"]) / std["obs_std"]).sum() + 3
+        last_obs = held.standardise(x["observations"][[k + length + episode]])
+        tail = 0.0 if ended else V(last_obs).item()
+        rewards = x["rewards"][k:k + length] / held.stats["return_scale"].item()
         for t in range(length):
-            rewards = x["rewards"][k + t:k + length] / std["return_scale"]
-            total = sum(0.9 ** j * r for j, r in enumerate(rewards))
+            total = sum(0.9 ** j * reward for j, reward in enumerate(rewards[t:]))
             assert without[k + t].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
             total += 0.9 ** (length - t) * tail
             assert with_tail[k + t].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
         k += length
 
 
-def test_batches_are_disjoint_cover_the_life_and_are_of_the_right_task(point):
-    point_rewards = point.action[:, 0] * 1e3                        # tells transitions apart
-    generator = torch.Generator().manual_seed(0)
-    inner, outer = point.sample([3, 11], [256, 200], generator)
-    for k, task in enumerate((3, 11)):
-        first, count = int(point.first[0, task]), int(point.count[0, task])
-        mine = point_rewards[first:first + count]
-        seen = []
-        for batch in (inner, outer):
-            for a, obs in zip(batch.action[k, :, 0] * 1e3, batch.obs[k]):
-                places = (mine == a).nonzero().flatten().tolist()
-                seen.append([p for p in places
-                             if torch.equal(point.obs[point.here[first + p]], obs)])
-        assert all(seen)                                            # all from this task's buffer
-        places = [p[0] for p in seen]
-        assert len(set(places)) == 456                              # none twice
-        for half in (places[:256], places[256:]):                   # over the whole life
-            assert np.histogram(half, bins=4, range=(0, count))[0].min() > 30
+@pytest.mark.parametrize("begin", [0.0, 0.6, 0.99])             # after 0.99 there is not enough
+def test_batches_are_disjoint_and_cover_their_part_of_the_right_tasks_data(begin, point):
+    marked = copy.copy(point)
+    marked.mc_return = torch.arange(len(point.action))              # tells where a draw is from
+    tasks, random = [3, 11], torch.Generator().manual_seed(0)
+    first, count = (x[0, tasks, None] for x in (point.first, point.count))
+    batches = marked.sample(tasks, [256, 200], random, (0.0, begin))
+    D_tr, D_ts = ((batch.mc_return - first) / count for batch in batches)
+    begin = torch.tensor(begin).minimum(1 - 400 / count)
+    for share, start in ((D_tr, torch.zeros(2, 1)), (D_ts, begin)):
+        assert (start <= share).all() and (share < 1).all()
+        quarter = ((share - start) / (1 - start) * 4).long()
+        assert all((quarter == k).sum(1).min() > 45 for k in range(4))      # evenly
+    assert len(torch.cat([batch.mc_return for batch in batches], 1).unique()) == 2 * 456
+    for batch in batches:
+        assert torch.equal(batch.obs, point.obs[point.here[batch.mc_return]])
 
 
 def test_a_batch_is_never_filled_up_with_other_tasks(tmp_path):
     data_file(tmp_path / "x.npz", [20, 20, 20], [False] * 3, task=[1, 2, 2])
-    config = config_of(inner_batch=4, outer_batch=4, test_batch=4, tasks_per_step=1)
-    held = Buffers(tmp_path / "x.npz", config)
+    held = Buffers(tmp_path / "x.npz", config_of(**SIZES))
     generator = torch.Generator().manual_seed(0)
     held.sample([2], [20, 20], generator)
     for task, sizes in ((2, [41]), (1, [11, 10]), (0, [1])):        # there is none of task 0
         with pytest.raises(BadInput, match=f"task {task}, "):
             held.sample([task], sizes, generator)
-
-
-def test_each_batch_comes_from_its_part_of_a_life(point):
-    places = copy.copy(point)
-    places.mc_return = torch.arange(len(point.action)).float()      # tells where a draw is from
-    tasks, generator = [4, 5, 9], torch.Generator().manual_seed(0)
-    for start in (0.0, 0.6, 0.99):                  # of the last hundredth there is not enough
-        batches = places.sample(tasks, [64, 32], generator, (0.0, start))
-        D_tr, D_ts = ((batch.mc_return - point.first[0, tasks, None]) / point.count[0, tasks, None]
-                      for batch in batches)
-        assert (D_tr.amin(1) < 0.03).all() and (D_tr.amax(1) > 0.97).all()
-        begin = torch.minimum(torch.tensor(start), 1 - 64 / point.count[0, tasks])
-        assert ((D_ts.amin(1) - begin).abs() < 0.03).all() and (D_ts.amax(1) > 0.95).all()
-        assert not set(batches[0].mc_return.flatten().tolist()) & set(
-            batches[1].mc_return.flatten().tolist())
 
 
 def test_meta_steps_judge_on_late_data():
@@ -377,16 +347,10 @@ def test_lenders_that_do_not_fit_are_refused(tmp_path):
         groups_of_agents(tmp_path, [], holdout="2")
 
 
-def test_without_flags_all_agents_that_we_ship_lend_and_with_data_its_own(tmp_path, monkeypatch):
-    for env, groups in (("cheetah_vel", ["", "_others", "_others2"]), ("ant_dir", ["", "_others"])):
-        files = data.shipped_lenders(env).split(",")
-        assert [file.rpartition("/")[2] for file in files] == [     # no strangers
-            f"{env}{group}.npz" for group in groups]
-    assert data.shipped_lenders("walker_params") == ""
-    files = data.shipped_lenders("cheetah_vel").split(",")
-    used = []
+def test_without_flags_all_agents_that_we_ship_lend_and_with_data_its_own(monkeypatch):
+    used, files = [], [HERE / f"data/cheetah_vel{x}.npz" for x in ("", "_others", "_others2")]
     monkeypatch.setattr(helpers.run, "Run", lambda method, config: used.append(config) or 1 / 0)
-    for given, lenders in ((dict(), ",".join(files)), (dict(data="mine.npz"), ""),
+    for given, lenders in ((dict(), ",".join(map(str, files))), (dict(data="mine.npz"), ""),
                            (dict(adapt_data="a.npz"), "a.npz")):
         with pytest.raises(ZeroDivisionError):
             helpers.run.go(macaw.MACAW, config_of("cheetah_vel", **given), given)
@@ -415,7 +379,7 @@ def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):
     refused(command_line("--resume", "--out", out), "second.npz")
     moved = command_line("--resume", "--out", out, "--adapt-data", tmp_path / "moved.npz")
     assert moved.returncode == 0
-    for others in (tmp_path / "own.npz", f"{tmp_path}/moved.npz,{tmp_path}/moved.npz"):
-        refused(command_line("--resume", "--out", out, "--adapt-data", others), "other data")
+    refused(command_line("--resume", "--out", out, "--adapt-data", tmp_path / "own.npz"),
+            "other data")
     refused(command_line("--evaluate", out / "checkpoint.pt", "--adapt-data", lender),
             "--adapt-data")                                             # testing has no lenders
