@@ -131,23 +131,23 @@ def is_number(x):
 def check_family(env):
     """The environment of a family's first task; raises BadInput where the family is not what the
     programs need (docs/your_own.md)."""
+    def check(good, problem):
+        if not good:
+            raise BadInput(f"the family {env} has {problem}")
     family = envs.FAMILIES[env]
-    example = envs.make(env, family.tasks[0])
-    spaces, problem = (example.observation_space, example.action_space), ""
     try:
         plain = json.loads(json.dumps(family.tasks)) == family.tasks
     except (TypeError, ValueError):
         plain = False
-    if not plain:
-        problem = "tasks that JSON changes or cannot hold; give plain numbers, texts and lists"
-    elif not family.test or not set(family.test) <= set(range(len(family.tasks))):
-        problem = "no test tasks, or some that are not there; name ids of tasks, which begin at 0"
-    elif not all(isinstance(space, Box) and len(space.shape) == 1 for space in spaces):
-        problem = "observations or actions that are no flat Box; flatten them"
-    elif np.any(spaces[1].low != -1) or np.any(spaces[1].high != 1):
-        problem = "actions that do not lie in [-1, 1]; rescale them in its step"
-    if problem:
-        raise BadInput(f"the family {env} has {problem}")
+    check(plain, "tasks that JSON changes or cannot hold; give plain numbers, texts and lists")
+    check(family.test and set(family.test) <= set(range(len(family.tasks))),
+          "no test tasks, or some that are not there; name ids of tasks, which begin at 0")
+    example = envs.make(env, family.tasks[0])
+    space, actions = example.observation_space, example.action_space
+    check(all(isinstance(x, Box) and len(x.shape) == 1 for x in (space, actions)),
+          "observations or actions that are no flat Box; flatten them")
+    check((actions.low == -1).all() and (actions.high == 1).all(),
+          "actions that do not lie in [-1, 1]; rescale them in its step")
     return example
 
 
