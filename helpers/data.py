@@ -36,9 +36,6 @@ def shipped_lenders(env):
     """The files, as in a.npz,b.npz, of all agents that we ship for training, where a family has
     several groups of them; else nothing."""
     others = sorted(DATA.glob(f"{env}_others*.npz"))
-    if others and "," in str(DATA):
-        raise BadInput(f"{DATA} has a comma in its name, which parts the names of files; move the "
-                       "project, or give --adapt-data or --data with names relative to here")
     return ",".join(map(str, [default_path(env), *others])) if others else ""
 
 
@@ -193,7 +190,7 @@ def parse_ids(text, known):
 # ------------------------------------------------------------------------------ buffers and batches
 class Batch(NamedTuple):
     """B transitions of each of N tasks. Some methods learn from whole returns, others from single
-    transitions. Gathering what one of them does not use costs under 1% of a step."""
+    transitions; to gather both costs under 1% of a step."""
     obs: torch.Tensor           # (N, B, obs) standardised
     action: torch.Tensor        # (N, B, act)
     reward: torch.Tensor        # (N, B) in units of the returns' deviation

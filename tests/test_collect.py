@@ -1,4 +1,6 @@
 """Collection and its agents: each test is named after the claim that it would refute."""
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -72,21 +74,27 @@ def test_a_collection_goes_on_in_the_midst_of_an_episode(family, tmp_path):
 
 
 def test_a_collection_goes_on_only_as_what_it_is(tmp_path):
-    collected(50).save(tmp_path / "x.npz.unfinished")
+    out, unfinished = tmp_path / "x.npz", tmp_path / "x.npz.unfinished"
+    collected(50, out=str(out)).save(unfinished)
+    good, state = unfinished.read_bytes(), command.load_tensors(unfinished)
     line = ["--env", "point_goal", "--tasks", "2,3", "--width", 8, "--batch", 8, "--random-steps",
-            50, "--out", tmp_path / "x.npz", "--keep", 40]
-    good = (tmp_path / "x.npz.unfinished").read_bytes()
-    for steps, more, content in ((40, [], good), (120, ["--lr", 0.1], good), (120, [], b"hello"),
-                                 (120, [], good[:3000])):
-        (tmp_path / "x.npz.unfinished").write_bytes(content)
-        refused(command_line(*line, "--steps", steps, *more, program="collect.py"), "unfinished")
-        assert (tmp_path / "x.npz.unfinished").read_bytes() == content
-    (tmp_path / "x.npz.unfinished").write_bytes(good)
-    state = command.load_tensors(tmp_path / "x.npz.unfinished")
+            50, "--out", out, "--keep", 40]
+
+    def refuses(*more):
+        before = unfinished.read_bytes()
+        refused(command_line(*line, *more, program="collect.py"), "unfinished")
+        assert list(tmp_path.iterdir()) == [unfinished] and unfinished.read_bytes() == before
+    refuses("--steps", 40)
+    refuses("--steps", 120, "--lr", 0.1)
+    for content in (b"hello", good[:3000]):
+        unfinished.write_bytes(content)
+        refuses("--steps", 120)
     for name in state:
-        torch.save({**state, name: None}, tmp_path / "x.npz.unfinished")
-        refused(command_line(*line, "--steps", 120, program="collect.py"), "unfinished")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.npz.unfinished"]
+        torch.save({**state, name: None}, unfinished)
+        refuses("--steps", 120)
+    unfinished.write_bytes(good)
+    assert command_line(*line, "--steps", 120, program="collect.py").returncode == 0
+    assert list(tmp_path.iterdir()) == [out]
 
 
 # ------------------------------------------------------------------------------------------ agents
@@ -152,38 +160,29 @@ def test_a_shared_agent_gets_its_task_and_acts_in_each_on_its_own():
 
 def test_agents_do_not_touch_each_other():
     """Another agent's data change nothing in this one's update."""
-    def weights(others):
+    def weights(scale):
         torch.manual_seed(0)
-        config = collect.Config(width=8)
-        agents = collect.Agents(3, 4, 2, config)
-        random = torch.Generator().manual_seed(1)
-
-        def draw(*shape):
-            return torch.randn(shape, generator=random)
-        obs, action, reward, next_obs = draw(3, 16, 4), draw(3, 16, 2), draw(3, 16), draw(3, 16, 4)
-        reward[[0, 2]] *= others
+        agents, draw = collect.Agents(2, 4, 2, config_of()), torch.randn
+        obs, action, reward, next_obs = draw(2, 16, 4), draw(2, 16, 2), draw(2, 16), draw(2, 16, 4)
+        reward[0] *= scale
         for _ in range(3):
-            agents.update(obs, action, reward, next_obs, torch.zeros(3, 16), draw(2, 3, 16, 2))
-        return agents
-    one, other = weights(1.0), weights(50.0)
-    for net, rows in (("actor", [1]), ("critics", [1, 4]), ("targets", [1, 4])):
-        for a, b in zip(getattr(one, net).parameters(), getattr(other, net).parameters()):
-            assert torch.equal(a[rows], b[rows]) and not torch.equal(a[0], b[0])
+            agents.update(obs, action, reward, next_obs, torch.zeros(2, 16), draw(2, 2, 16, 2))
+        return [p.unflatten(0, (-1, 2)) for net in (agents.actor, agents.critics, agents.targets)
+                for p in net.parameters()]                              # (nets, N, ...)
+    for a, b in zip(weights(1.0), weights(50.0)):
+        assert torch.equal(a[:, 1], b[:, 1]) and not torch.equal(a[:, 0], b[:, 0])
 
 
 def test_sac_update_equals_the_formulas_for_one_agent():
     torch.manual_seed(0)
-    config = collect.Config(width=8, lr=0.0, alpha=0.3, gamma=0.9, tau=0.5)
-    agents = collect.Agents(2, 4, 2, config)
-    with torch.no_grad():                                           # targets that differ
-        for p in agents.targets.parameters():
-            p.add_(0.1)
+    agents, losses = collect.Agents(2, 4, 2, config_of(lr=0.0, alpha=0.3)), []
+    for p in agents.targets.parameters():
+        p.data += 0.1                                               # targets that differ
+    targets = copy.deepcopy(agents.targets)
     obs, next_obs, noise = torch.randn(2, 16, 4), torch.randn(2, 16, 4), torch.randn(2, 2, 16, 2)
     action, reward = torch.rand(2, 16, 2), torch.randn(2, 16)
     terminated = (torch.rand(2, 16) < 0.3).float()
-    losses = []
     agents.step = lambda which, loss: losses.append(loss)
-    before = [p.clone() for p in agents.targets.parameters()]
     agents.update(obs, action, reward, next_obs, terminated, noise)
 
     def act(obs, noise):
@@ -194,25 +193,18 @@ def test_sac_update_equals_the_formulas_for_one_agent():
         a = torch.tanh(mean + normal.stddev * noise)
         return a, policy.log_prob(a).sum(-1)
 
-    def q(critics, obs, action, twin):
-        net = torch.nn.Sequential(*critics)
+    def twins(critics, obs, action):
         x = torch.cat([obs, action], -1)
-        return net(torch.cat([x, x]))[2 * twin:2 * twin + 2, :, 0]
-    with torch.no_grad():
-        for p, value in zip(agents.targets.parameters(), before):   # as they were in the update
-            p.copy_(value)
-        next_action, log_prob = act(next_obs, noise[0])
-        lowest = torch.minimum(q(agents.targets, next_obs, next_action, 0),
-                               q(agents.targets, next_obs, next_action, 1))
-        target = reward + 0.9 * (1 - terminated) * (lowest - 0.3 * log_prob)
-    critic = sum((q(agents.critics, obs, action, twin) - target).square().mean(-1).sum()
-                 for twin in (0, 1))
+        y = critics(torch.cat([x, x]))[..., 0]
+        return y[:2], y[2:]
+    next_action, log_prob = act(next_obs, noise[0])
+    value = torch.minimum(*twins(targets, next_obs, next_action)) - 0.3 * log_prob
+    target = (reward + 0.9 * (1 - terminated) * value).detach()
+    critic = sum((q - target).square().mean(-1).sum() for q in twins(agents.critics, obs, action))
     new_action, log_prob = act(obs, noise[1])
-    lowest = torch.minimum(q(agents.critics, obs, new_action, 0),
-                           q(agents.critics, obs, new_action, 1))
-    actor = (0.3 * log_prob - lowest).mean(-1).sum()
+    actor = 0.3 * log_prob - torch.minimum(*twins(agents.critics, obs, new_action))
     temperature = -(agents.log_alpha * (log_prob.detach() - 2).mean(-1)).sum()
-    for ours, formula in zip(losses, (critic, actor, temperature)):
+    for ours, formula in zip(losses, (critic, actor.mean(-1).sum(), temperature), strict=True):
         torch.testing.assert_close(ours, formula, rtol=1e-4, atol=1e-4)
 
 
