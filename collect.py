@@ -4,13 +4,13 @@
     python collect.py --env walker_params --tasks 0,6 --steps 20000 --out two_walkers.npz
     python collect.py --env walker_params --join a.npz,b.npz --out c.npz  # each task's best agent
 
-The agents never meet, but they live in lock-step: every weight has a leading task axis, so one
+The agents never meet, but they run in lock-step: every weight has a leading task axis, so one
 batched matrix product serves all of them (agents: N, batch: B). First weights, resets, exploration
-noise and choice of batches are the same for all, so that two agents differ only as far as their
-tasks make them. So gaits are alike from task to task, and what is learned from some tasks' data
-helps in others. With --independent, agents share nothing, as we understand the paper.
+noise and choice of batches are the same for all, so agents differ only as far as their tasks make
+them. Their gaits are then alike, and what is learned from some tasks' data helps in others. With
+--independent, agents share nothing, as we understand the paper.
 
-The ants are one agent with N lives instead (--shared). It is told the task by a one-hot vector,
+The ants are one agent that acts in all N tasks (--shared). It gets the task as a one-hot vector,
 which is not in the data. An ant on its own learns to stand long before it learns to run.
 
 A killed collection goes on when the same command is given again.
@@ -37,21 +37,22 @@ from macaw import Linear
 SAVE_EVERY = 5000       # steps; a killed collection loses no more
 ADVICE = f"the same command goes on from the last whole {SAVE_EVERY} steps"
 
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Defaults are cheetah_vel's; what another family needs differently stands in PRESETS."""
     env: str = flag("cheetah_vel", "task family: " + ", ".join(envs.FAMILIES))
     tasks: str = flag("", "task ids, as in 0,6; all of the family when empty")
-    steps: int = flag(60_000, "environment steps in the life of each agent", 1)
+    steps: int = flag(60_000, "environment steps of each agent", 1)
     out: str = flag("", "file to write; data/ENV.npz when empty")
     join: str = flag("", "data files, as in a.npz,b.npz, to write the best agent of each task from")
-    keep: int = flag(13_000, "transitions a task to store, evenly spaced over the life", 1)
+    keep: int = flag(13_000, "transitions a task to store, evenly spaced over the agent's life", 1)
     seed: int = flag(0, "of environments and exploration", 0)
     device: str = flag("cpu", "cpu or cuda")
     width: int = flag(128, "units in each of the two hidden layers", 1, 4096)
     batch: int = flag(128, "transitions of each task an update", 1, 100_000)
     updates: float = flag(1.0, "updates an environment step", 1e-3, 1000)
-    shared: bool = flag(False, "one agent for all tasks, which is told the task as a one-hot")
+    shared: bool = flag(False, "one agent for all tasks, which gets the task as a one-hot")
     independent: bool = flag(False, "agents share no random number")
     random_steps: int = flag(1000, "steps of uniform actions before learning begins", 1)
     lr: float = flag(1e-3, "Adam step size of policy, critics and temperature", 0, 1)
@@ -70,12 +71,18 @@ PRESETS = {
                        alpha=0.05),
 }
 
-# --------------------------------------------------------------------------- soft actor-critic
+
+def settings(**changes):
+    """The config of a collection; see command.settings. Raises BadInput."""
+    return command.settings(Config, PRESETS, **changes)
+
+
+# -------------------------------------------------------------------------------- soft actor-critic
 def mlp(nets, agents, inputs, outputs, config):
-    """`nets` nets (actor: 1, twin critics: 2) of each agent, with two hidden layers; all agents
-    begin with the same weights or, independent ones, their own; or share one agent's for good."""
+    """`nets` nets (actor: 1, twin critics: 2) for each agent, with two hidden layers. All agents
+    begin with the same weights; independent ones with their own; shared ones keep the same."""
     width, inputs = config.width, inputs + agents * config.shared
-    copies = nets * agents if config.independent and not config.shared else nets
+    copies = nets * agents if config.independent else nets
     net = nn.Sequential(Linear(inputs, width, copies), nn.ReLU(), Linear(width, width, copies),
                         nn.ReLU(), Linear(width, outputs, copies))
     if config.shared:
@@ -86,22 +93,22 @@ def mlp(nets, agents, inputs, outputs, config):
 
 
 class Shared(nn.Module):
-    """One net for N tasks in the place of N nets; it is told the task by a one-hot vector."""
+    """One net in the place of N nets; a one-hot vector in its input is the task."""
 
     def __init__(self, net, nets, tasks):
         super().__init__()
         self.net, self.nets = net, nets
-        self.register_buffer("told", torch.eye(tasks).repeat(nets, 1)[:, None])
+        self.register_buffer("one_hot", torch.eye(tasks).repeat(nets, 1)[:, None])
 
     def forward(self, x):                                                   # (nets * N, B, n)
-        x = torch.cat([x, self.told.expand(-1, x.shape[1], -1)], -1)        # (nets * N, B, n + N)
+        x = torch.cat([x, self.one_hot.expand(-1, x.shape[1], -1)], -1)     # (nets * N, B, n + N)
         y = self.net(x.view(self.nets, -1, x.shape[-1]))                    # (nets, N * B, out)
         return y.view(*x.shape[:2], -1)
 
 
 class Agents(nn.Module):
-    """The SAC agents of N tasks. Losses are sums over agents of batch means, so that each agent
-    receives just its own gradient, and one that is shared everyone's."""
+    """The SAC agents of N tasks. A loss is the sum of the agents' batch means, so that each agent
+    receives its own gradient alone, and a shared one the sum."""
 
     def __init__(self, agents, obs_dim, act_dim, config):
         super().__init__()
@@ -154,7 +161,7 @@ class Agents(nn.Module):
         self.optimizers[which].step()
 
 
-# --------------------------------------------------------------------------- collecting
+# --------------------------------------------------------------------------------------- collection
 class Collection:
     """N agents, their environments and all their transitions, in the order in which they came."""
 
@@ -181,14 +188,14 @@ class Collection:
             self.begin_episode(i)
 
     def begin_episode(self, i):
-        """Every episode has a seed of its own, so that it replays without those before it."""
+        """Each episode has its own seed, so that it replays without those before it."""
         key = self.config.seed, len(self.episodes[i]), *[self.ids[i]] * self.config.independent
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         self.episodes[i].append([self.steps, 0, seed, 0.0])
         self.obs[i] = torch.as_tensor(self.envs[i].reset(seed=seed)[0])
 
     def draw(self, function, *shape, **kwargs):
-        """Random numbers (N, *shape): alike for all agents, but for independent or shared ones."""
+        """Random numbers (N, *shape): the same for all agents unless independent or shared."""
         n = len(self.ids) if self.config.shared or self.config.independent else 1
         return function(size=(n, *shape), generator=self.generator, device=self.config.device,
                         **kwargs).expand(len(self.ids), *shape)
@@ -208,11 +215,11 @@ class Collection:
         replay["obs"][:, t] = self.obs
         replay["action"][:, t] = self.actions()     # rounded to float16 before it is executed, so
         actions = replay["action"][:, t].float().cpu().numpy()      # that stored episodes replay
-        check_lived(t, action=replay["action"][:, t])
+        self.check(action=replay["action"][:, t])
         outcomes = [env.step(action) for env, action in zip(self.envs, actions)]
         for k, name in enumerate(("next_obs", "reward", "terminated", "truncated")):
             replay[name][:, t] = torch.as_tensor(np.array([outcome[k] for outcome in outcomes]))
-        check_lived(t, observation=replay["next_obs"][:, t], reward=replay["reward"][:, t])
+        self.check(observation=replay["next_obs"][:, t], reward=replay["reward"][:, t])
         self.obs[:] = replay["next_obs"][:, t]
         self.steps += 1
         for i, (_, reward, terminated, truncated, _) in enumerate(outcomes):
@@ -224,8 +231,15 @@ class Collection:
             for _ in range(math.ceil((t + 1) * config.updates) - math.ceil(t * config.updates)):
                 self.learn()
 
+    def check(self, **numbers):
+        """Raises Diverged for what no data file may hold; what overflows float16 is infinite."""
+        for name, x in numbers.items():
+            if not (largest := x.abs().max().item()) <= data.FARTHEST:
+                raise Diverged(f"step {self.steps} brought an agent's {name} to {largest:g}; begin "
+                               "again with a smaller --lr, --tau, --gamma or --updates")
+
     def learn(self):
-        """One update of every agent from all that it has lived."""
+        """One update of every agent from all its transitions."""
         index = self.draw(torch.randint, self.config.batch, high=self.steps)            # (N, B)
         task = torch.arange(len(self.ids), device=index.device)[:, None]
         noise = self.draw(torch.randn, 2, self.config.batch, self.agents.act_dim)
@@ -233,7 +247,7 @@ class Collection:
             "obs", "action", "reward", "next_obs", "terminated")), noise.transpose(0, 1))
 
     def returns(self):
-        """Mean return of each agent's last ten whole episodes (N,)."""
+        """Each agent's mean return over its last ten whole episodes (N,)."""
         whole = [[e[3] for e in episodes[:-1]] for episodes in self.episodes]
         return [float(np.mean(r[-10:])) if r else math.nan for r in whole]
 
@@ -247,10 +261,10 @@ class Collection:
     def load(self, path):
         """Go on from a checkpoint, exactly: unfinished episodes are played again up to there."""
         state = command.load_tensors(path, self.config.device)
-        free = dict(steps=0, keep=0, device="")             # these may change on the way
+        may_differ = dict(steps=0, keep=0, device="")
         try:
             self.steps, self.episodes = state["steps"], state["episodes"]
-            if {**state["config"], **free} != {**dataclasses.asdict(self.config), **free}:
+            if state["config"] | may_differ != dataclasses.asdict(self.config) | may_differ:
                 raise ValueError
             for name, x in self.replay.items():
                 x[:, :self.steps] = state["replay"][name]           # more steps do not fit
@@ -263,83 +277,70 @@ class Collection:
                 self.obs[i] = torch.as_tensor(env.reset(seed=seed)[0])
                 for action in self.replay["action"][i, first:first + length].float().cpu().numpy():
                     self.obs[i] = torch.as_tensor(env.step(action)[0])
-        except Exception:                                   # many kinds where it is not ours
+        except Exception:                                   # of many kinds where it is not ours
             raise BadInput(f"{path} is damaged, or a collection with other settings or more steps; "
                            "finish it with those, give another --out, or delete it") from None
 
-    def export(self, path):
-        """Write the data file that `helpers.data.read` describes: whole episodes, evenly spaced."""
-        x = lives(self.replay, self.episodes, self.ids, self.config.keep)
-        data.write(path, x, dict(
-            format=data.FORMAT, family=self.config.env,
-            tasks={i: self.family.tasks[i] for i in self.ids},
-            behavior_final=dict(zip(self.ids, self.returns())),
-            collector=dict.fromkeys(self.ids, dataclasses.asdict(self.config)),
-            versions=dict(gymnasium=gymnasium.__version__, mujoco=mujoco.__version__)))
+
+# -------------------------------------------------------------------------------------------- files
+def export(collection, path):
+    """Write the data file that `helpers.data.read` describes."""
+    ids, config = collection.ids, collection.config
+    data.write(path, arrays(collection), dict(
+        format=data.FORMAT, family=config.env,
+        tasks={i: collection.family.tasks[i] for i in ids},
+        behavior_final=dict(zip(ids, collection.returns())),
+        collector=dict.fromkeys(ids, dataclasses.asdict(config)),
+        versions=dict(gymnasium=gymnasium.__version__, mujoco=mujoco.__version__)))
 
 
-def check_lived(step, **lived):
-    """Raises Diverged where the agents' numbers of a step (tensors) are such as no file may hold:
-    an overflow of float16 is among them."""
-    for name, x in lived.items():
-        if not (far := x.abs().max().item()) <= data.FARTHEST:
-            raise Diverged(f"step {step} brought an agent's {name} to {far:g}; begin anew with a "
-                           "smaller --lr, --tau, --gamma or --updates")
+def arrays(collection):
+    """A file's arrays: of each agent whole episodes, evenly spaced, of about `keep` transitions."""
+    replay = {name: x.cpu().numpy() for name, x in collection.replay.items()}
+    kept = []
+    for row, task in enumerate(collection.ids):
+        whole = collection.episodes[row][:-1]
+        chosen = evenly([length for _, length, _, _ in whole], collection.config.keep)
+        for number in np.flatnonzero(chosen).tolist():
+            first, length, seed, _ = whole[number]
+            x = {name: column[row, first:first + length] for name, column in replay.items()}
+            kept.append(dict(
+                observations=np.r_[x["obs"], x["next_obs"][-1:]], actions=x["action"],
+                rewards=x["reward"], terminations=x["terminated"], truncations=x["truncated"],
+                episode_task=[task], episode_number=[number], episode_seed=[seed],
+                episode_length=[length]))
+    return {name: np.concatenate([episode[name] for episode in kept]) for name in kept[0]}
 
 
 def evenly(lengths, keep):
-    """Which episodes of a life to keep (bool each), evenly spaced, for about `keep` transitions."""
-    chosen, kept, lived, life = [], 0, 0, sum(lengths)
+    """Which of an agent's episodes to keep (bool each), evenly spaced, for about `keep` steps."""
+    chosen, kept, played, total = [], 0, 0, sum(lengths)
     for length in lengths:
-        lived += length
-        chosen.append(bool(kept + length / 2 <= lived / life * keep))   # not ahead of the pace
+        played += length
+        chosen.append(bool(kept + length / 2 <= played / total * keep))     # not ahead of the pace
         kept += length * chosen[-1]
     return chosen
 
 
-def lives(replay, episodes, ids, keep):
-    """A file's arrays from what was lived: of each task the whole episodes, evenly spaced, for
-    about `keep` transitions. `replay` has columns (N, steps, ...) in the order of `ids`; of each
-    task `episodes` lists [first step, length, seed, return], the last one unfinished."""
-    replay = {name: x.cpu().numpy() for name, x in replay.items()}
-    chosen = []                             # (row, task, number, seed, first, length)
-    for row, task in enumerate(ids):
-        whole = episodes[row][:-1]
-        kept = evenly([length for _, length, _, _ in whole], keep)
-        chosen += [(row, task, number, seed, first, length)
-                   for number, (first, length, seed, _) in enumerate(whole) if kept[number]]
-
-    def lived(name):
-        return np.concatenate([replay[name][row, a:a + n] for row, _, _, _, a, n in chosen])
-    states = [np.r_[replay["obs"][row, a:a + n], replay["next_obs"][row, [a + n - 1]]]
-              for row, _, _, _, a, n in chosen]
-    _, task, number, seed, _, length = np.array(chosen, np.int64).T
-    return dict(observations=np.concatenate(states), actions=lived("action"),
-                rewards=lived("reward"), terminations=lived("terminated"),
-                truncations=lived("truncated"), episode_task=task, episode_number=number,
-                episode_seed=seed, episode_length=length)
-
-
 def join(paths, env, keep):
     """One file's arrays and metadata from several: of each task the agent that ended best, about
-    `keep` transitions of its life."""
+    `keep` of its transitions."""
     files = [data.read(path, env) for path in paths]
-    ids = sorted({int(i) for _, meta in files for i in meta["tasks"]})
     parts, joined = [], files[0][1] | {name: {} for name in data.BY_TASK}
-    for i in map(str, ids):
-        x, meta = max((f for f in files if i in f[1]["tasks"]),
-                      key=lambda f: f[1]["behavior_final"][i])
+    for i in sorted(set(np.concatenate([x["episode_task"] for x, _ in files]).tolist())):
+        x, meta = max((file for file in files if i in file[0]["episode_task"]),
+                      key=lambda file: file[1]["behavior_final"][str(i)])
         for name in data.BY_TASK:
-            told = meta.get(name)           # a user's own file may have no collector
-            if isinstance(told, dict) and i in told:
-                joined[name][i] = told[i]
-        length, mine = x["episode_length"], x["episode_task"] == int(i)
+            joined[name] |= {k: value for k, value in meta[name].items() if k == str(i)}
+        length, mine = x["episode_length"], x["episode_task"] == i
         mine[mine] = evenly(length[mine], keep)
         parts.append(data.part(x, mine))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, joined
 
 
-def main(config, given):
+# ------------------------------------------------------------------------------------- command line
+def main(given):
+    config = settings(**given)
     command.alone()
     command.check_device(config.device)
     out = command.new_file(config.out or data.default_path(config.env))
@@ -352,11 +353,12 @@ def main(config, given):
             raise BadInput(f"--join makes no use of --{unused[0].replace('_', '-')}; leave it out")
         return data.write(out, *join(parse_files(config.join), config.env, config.keep))
     with command.lock(f"{out}.lock"), command.stopping(ADVICE):
-        live(Collection(config), config, out)
+        collect(Collection(config), out)
 
 
-def live(collection, config, out):
-    unfinished = pathlib.Path(f"{out}.unfinished")
+def collect(collection, out):
+    """Play all steps, saving a checkpoint now and then, and write the file."""
+    config, unfinished = collection.config, pathlib.Path(f"{out}.unfinished")
     if unfinished.exists():
         collection.load(unfinished)
         print(f"goes on from step {collection.steps} of {unfinished}")
@@ -368,10 +370,10 @@ def live(collection, config, out):
             collection.save(unfinished)
             bar.write(f"step {collection.steps}: returns " + " ".join(
                 f"{i}:{r:.0f}" for i, r in zip(collection.ids, collection.returns())))
-    collection.export(out)
+    export(collection, out)
     unfinished.unlink(missing_ok=True)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, final {np.mean(collection.returns()):.1f}")
 
 
 if __name__ == "__main__":
-    command.command_line(main, Config, dict(env=PRESETS), __doc__)
+    command.command_line(main, [settings()], __doc__)
