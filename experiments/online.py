@@ -150,7 +150,7 @@ def fine_tune(run, tuner, D, marks):
         for episode in tqdm(range(rounds[-1] + 1), unit="round", disable=None):
             if episode in rounds:
                 curve[episode] = evaluate(tuner.policy, many, buffers)
-                run.check_finite(curve[episode].mean(), f"return after {episode} episodes")
+                run.check_finite(return_online=curve[episode].mean())
             if episode < rounds[-1]:
                 noise = tuner.recipe.noise * torch.randn(len(D.obs), horizon, buffers.act_dim)
                 seeds = [10_000 * (1 + config.seed) + episode] * len(D.obs)

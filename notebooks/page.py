@@ -109,7 +109,7 @@ def content(paths, tasks):
             if group == "aligned":
                 if name in methods:
                     raise BadInput(f"{path} is a second checkpoint of {name}; give one of each")
-                methods[name] = dict(label=plot.METHODS[name], color=plot.COLORS.get(name, "gray"),
+                methods[name] = dict(label=plot.LABELS[name], color=plot.COLORS.get(name, "gray"),
                                      before=episodes(run, D, ids, adapted=False))
             methods[name][group] = episodes(run, D, ids, adapted=True)
             batches[group] = packed(transitions(run, D))        # every method has the same
@@ -139,7 +139,7 @@ def main():
         template = HERE / "page.html"
         if pathlib.Path(arguments.out).resolve() == template:
             raise BadInput(f"{template} is what pages are made from; give another --out")
-        shipped = [path for name in plot.METHODS
+        shipped = [path for name in plot.LABELS
                    if (path := HERE / f"checkpoints/{name}.pt").exists()]
         known = range(len(envs.FAMILIES[ENV].tasks))
         tasks = sorted(data.parse_ids(arguments.tasks, known)) or list(known)

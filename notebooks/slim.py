@@ -26,7 +26,7 @@ def slim(state):
             small[name] = small[name.replace("targets.", "critics.", 1)]    # the same storage
         else:
             small[name] = x.half() if x.is_floating_point() else x
-    config = dict(state["config"], data="", adapt_data="", out="")
+    config = dict(state["config"], data="", adapt_data="")
     return dict(state, config=config, learner=small, optimizer=dict(state["optimizer"], state={}))
 
 

@@ -14,18 +14,18 @@ SMALL = dict(width=16, steps=4, batch=16, context=16, final_draws=1)
 PHASES = dict(SMALL, offline_steps=2, rounds=1, episodes=1)
 
 
-def run_of(variant, **changes):
+def run_of(variant, device="cpu", **changes):
     """A run of a variant on the toy family."""
     method = METHOD_OF[variant]
-    return Run(method, method.config(**{
-        "env": "point_goal", "variant": variant, **method.presets["point_goal"],
-        **method.variants[variant], **changes}))
+    return Run(method, method.settings(env="point_goal", variant=variant, **changes), device)
 
 
 def small(variant, **changes):
     """One that takes four steps: SMAC two offline, then two online."""
-    return run_of(variant, **{**(PHASES if METHOD_OF[variant] is smac.SMAC else SMALL),
-                              **METHOD_OF[variant].variants[variant], **changes})
+    sizes = dict(PHASES if METHOD_OF[variant] is smac.SMAC else SMALL)
+    if variant == "no_data":
+        sizes.pop("rounds")
+    return run_of(variant, **{**sizes, **changes})
 
 
 def batches(run):
@@ -107,11 +107,11 @@ def test_each_loss_trains_its_own_nets(variant, trains):
         assert reaches(loss, run.learner.actor) == (name == "actor_loss"), name
 
 
-@pytest.mark.parametrize("sigma", [0.2, 0.0])
-def test_the_actors_loss_equals_a_loop(sigma, monkeypatch):
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_actors_loss_equals_a_loop(relative, monkeypatch):
     """exp of the standardised advantage / T, times the error of the mean action in units of sigma
     or, where that is 0, of the deviation of the task's own actions."""
-    run = small("focal", sigma=sigma, temperature=2.0)
+    run = small("focal", sigma=0.2, relative_sigma=relative, temperature=2.0)
     learner, batch = run.learner, batches(run)[2]
     scale = torch.tensor([1.0, 0.1, 1.0, 1.0])[:, None, None]           # one task's are small
     batch, z = batch._replace(action=scale * batch.action), torch.zeros(4, 8)
@@ -121,7 +121,8 @@ def test_the_actors_loss_equals_a_loop(sigma, monkeypatch):
     for k in range(4):
         a, A = batch.action[k], (q - q_mean)[k]
         weight = ((A - A.mean()) / A.std() / 2.0).clamp_max(torch.tensor(20.0).log()).exp()
-        variance = sigma ** 2 or sum(a[:, d].var() for d in range(a.shape[1])) / a.shape[1]
+        own = sum(a[:, d].var() for d in range(a.shape[1])) / a.shape[1]
+        variance = own if relative else 0.2 ** 2
         terms.append((weight * 0.5 * ((a - mean[k]) ** 2).sum(-1) / variance).mean())
     torch.testing.assert_close(learner.actor_loss(batch, z), sum(terms) / 4)
 

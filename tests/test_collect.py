@@ -10,11 +10,11 @@ import collect
 import envs
 from helpers import command, data
 
+TINY = dict(env="point_goal", tasks="2,3", steps=120, keep=80, random_steps=50, width=8, batch=8)
+
 
 def config_of(**changes):
-    return collect.Config(**{**collect.PRESETS["point_goal"], **dict(
-        env="point_goal", tasks="2,3", steps=120, keep=80, random_steps=50, width=8, batch=8,
-        device="cpu"), **changes})
+    return collect.settings(**{**TINY, **changes})
 
 
 def collected(steps, **changes):
@@ -38,8 +38,8 @@ def one_thread():
 @pytest.mark.parametrize("kind", [{}, dict(shared=True, updates=1.5), dict(independent=True)])
 def test_a_killed_collection_resumes_exactly(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "SAVE_EVERY", 50)                  # in the midst of an episode
-    config = config_of(out=str(tmp_path / "a.npz"), **kind)
-    whole = collected(120, out=config.out, **kind)
+    given = dict(TINY, out=str(tmp_path / "a.npz"), **kind)
+    whole = collected(120, out=given["out"], **kind)
     collect.export(whole, tmp_path / "whole.npz")
     step = collect.Collection.step
 
@@ -50,8 +50,8 @@ def test_a_killed_collection_resumes_exactly(kind, tmp_path, monkeypatch):
     with monkeypatch.context() as killing:
         killing.setattr(collect.Collection, "step", die)
         with pytest.raises(KeyboardInterrupt):
-            collect.main(config, {})
-    collect.main(config, {})
+            collect.main(given)
+    collect.main(given)
     a, b = (data.read(tmp_path / name, "point_goal") for name in ("a.npz", "whole.npz"))
     for name in a[0]:
         np.testing.assert_array_equal(a[0][name], b[0][name])
@@ -224,19 +224,19 @@ def test_collection_overwrites_nothing_and_names_that_begin_alike_do_not_meet(tm
 
 
 @pytest.mark.parametrize("given, words", [
-    (dict(join="x.npz"), "x.npz"), (dict(join="x.npz", seed=0), "no use of --seed"),
+    (dict(join="x.npz", seed=0), "no use of"),
     (dict(keep=39), "40 or more"), (dict(steps=39), "40 or more"),
     (dict(shared=True, independent=True), "contradict"), (dict(tasks="2,99"), "99")])
 def test_settings_that_contradict_each_other_are_refused(given, words, tmp_path):
     with pytest.raises(command.BadInput, match=words):
-        collect.main(config_of(out=str(tmp_path / "a.npz"), **given), given)
+        collect.main({**TINY, "out": str(tmp_path / "a.npz"), **given})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_collection_that_diverges_writes_no_file(tmp_path, monkeypatch):
     def diverges(word):
         with pytest.raises(command.Diverged, match=word):
-            collect.main(config_of(out=str(tmp_path / "a.npz")), {})
+            collect.main(dict(TINY, out=str(tmp_path / "a.npz")))
         assert not list(tmp_path.iterdir())
     with monkeypatch.context() as changed:
         changed.setattr(collect.Collection, "learn", lambda self: next(

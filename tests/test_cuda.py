@@ -17,7 +17,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_acts_alike_on_a_cpu(variant, tmp_
     whole.folder = tmp_path
     method.train(whole, until=3)
     whole.save()
-    part = load(method, tmp_path / "checkpoint.pt", resume=True)
+    part = load(method, tmp_path / "checkpoint.pt", "cuda", resume=True)
     there = load(method, tmp_path / "checkpoint.pt", device="cpu")
     for a, b in zip(macaw.meta_test(there, 1), macaw.meta_test(whole, 1)):
         assert np.allclose(a, b, atol=0.5)

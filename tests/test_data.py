@@ -11,7 +11,6 @@ import torch
 from conftest import HERE, POINT, command_line, config_of, data_file, refused, run_of, step
 
 import envs
-import helpers.run
 import macaw
 from helpers import data
 from helpers.command import BadInput
@@ -343,16 +342,6 @@ def test_lenders_that_do_not_fit_are_refused(tmp_path):
         groups_of_agents(tmp_path, ["own", "third"], holdout="0")
     with pytest.raises(BadInput, match="test task"):
         groups_of_agents(tmp_path, [], holdout="2")
-
-
-def test_without_flags_all_agents_that_we_ship_lend_and_with_data_its_own(monkeypatch):
-    used, files = [], [HERE / f"data/cheetah_vel{x}.npz" for x in ("", "_others", "_others2")]
-    monkeypatch.setattr(helpers.run, "Run", lambda method, config: used.append(config) or 1 / 0)
-    for given, lenders in ((dict(), ",".join(map(str, files))), (dict(data="mine.npz"), ""),
-                           (dict(adapt_data="a.npz"), "a.npz")):
-        with pytest.raises(ZeroDivisionError):
-            helpers.run.go(macaw.MACAW, config_of("cheetah_vel", **given), given)
-        assert used.pop().adapt_data == lenders
 
 
 def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):

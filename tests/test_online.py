@@ -168,8 +168,8 @@ def test_bad_input_is_refused(line):
 
 
 @pytest.mark.parametrize("method, config", [
-    (macaw.MACAW, config_of(**macaw.VARIANTS["mt_awr"])),
-    (focal.FOCAL, focal.Config(env="point_goal", monte_carlo=True))])
+    (macaw.MACAW, config_of(variant="mt_awr")),
+    (focal.FOCAL, config_of(method=focal.FOCAL, monte_carlo=True))])
 def test_what_cannot_go_on_online_is_refused(method, config, tmp_path):
     Run(method, config, folder=tmp_path).save()
     refused(command_line("online", "--method", "macaw" if method is macaw.MACAW else "focal",
@@ -185,7 +185,7 @@ def test_the_benchmark_measures_what_the_docs_quote(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "milliseconds", once)
     monkeypatch.setattr(bench, "peak_memory", lambda config: 1.0)
     monkeypatch.setattr(bench, "RELEASED", macaw.Config(width=8, latent=2))
-    bench.main(bench.Config(json=f"{tmp_path}/x.json", figure=f"{tmp_path}/x.png"), {})
+    bench.main(dict(json=f"{tmp_path}/x.json", figure=f"{tmp_path}/x.png"))
     found = json.loads((tmp_path / "x.json").read_text())
     assert found.keys() >= {"ratio", "over_floor_all_tasks", "peak_memory_35_mb",
                             "walker_params_meta_step_ms", "macaw_adaptation_ms",

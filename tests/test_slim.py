@@ -1,11 +1,11 @@
 """Small copies of checkpoints, as in notebooks/checkpoints."""
 import pytest
 import torch
-from conftest import command_line, config_of, refused
+from conftest import command_line, refused, run_of
 
 import macaw
 from baselines import smac
-from helpers.run import Run, load
+from helpers.run import load
 
 
 def slim(*arguments):
@@ -17,7 +17,7 @@ def acts(run, D, adapted=True):
 
 
 def test_a_small_copy_acts_alike(tmp_path):
-    run = Run(smac.SMAC, smac.Config(env="point_goal"), folder=tmp_path)
+    run = run_of(method=smac.SMAC, folder=tmp_path)
     run.save()
     original, small = tmp_path / "checkpoint.pt", tmp_path / "small.pt"
     assert slim(original, small).returncode == 0
@@ -29,7 +29,7 @@ def test_a_small_copy_acts_alike(tmp_path):
 @pytest.mark.parametrize("latent, adapts", [(8, True), (3, True), (1, False)])
 def test_the_largest_directions_of_transforms_are_kept(latent, adapts, tmp_path):
     """Without adaptation nothing changes; with it nothing does while they suffice."""
-    run = Run(macaw.MACAW, config_of(latent=8), folder=tmp_path)
+    run = run_of(latent=8, folder=tmp_path)
     for transform in (*run.learner.policy.transforms, *run.learner.value.transforms):
         transform.M.data *= torch.tensor([4.0, 3.0] + 6 * [1e-3])           # two large directions
     run.save()
@@ -43,7 +43,7 @@ def test_the_largest_directions_of_transforms_are_kept(latent, adapts, tmp_path)
 
 
 def test_bad_input_is_refused_and_nothing_written_over(tmp_path):
-    Run(smac.SMAC, smac.Config(env="point_goal"), folder=tmp_path).save()
+    run_of(method=smac.SMAC, folder=tmp_path).save()
     file = tmp_path / "checkpoint.pt"
     before = file.read_bytes()
     for line in ((file, file), ("README.md", tmp_path / "x.pt"),
