@@ -55,7 +55,7 @@ def dots(rows, columns, path, **texts):
         for k, (mean, low, high) in enumerate(intervals):
             height, color = (heights[k], f"C{k}") if len(intervals) > 1 else (y, "black")
             axes.plot([low, high], [height] * 2, color=color, lw=2)
-            axes.plot(mean, height, "|", color=color, ms=16, mew=3)
+            axes.plot(mean, height, "|", color=color, ms=10, mew=3)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)
@@ -310,7 +310,8 @@ def few(folder, path):
     axes.set_xscale("log")
     axes.set_xticks(sizes, sizes)
     axes.minorticks_off()
-    axes.set(xlabel="training tasks", ylabel="return on held-out tasks, adapted", title=folder.name)
+    axes.set(xlabel="training tasks", title=folder.name,
+             ylabel="return on held-out tasks, adapted (95% intervals)")
     finish(figure, path)
 
 

@@ -53,7 +53,7 @@ def test_an_interval_holds_95_percent_of_the_means_of_resampled_seeds():
     """0 and 2 give 0, 1, 1 or 2; a hundred of both give a binomial mean, deviation 1 / sqrt 800."""
     assert evidence.interval(np.array([[0.0], [2.0]]), tasks=False) == (1.0, 0.0, 2.0)
     x = np.repeat([[0.0], [1.0]], 100, 0)
-    np.testing.assert_allclose(evidence.interval(x, tasks=False), (0.5, 0.43, 0.57), atol=0.01)
+    np.testing.assert_allclose(evidence.interval(x, tasks=False), (0.5, 0.431, 0.569), atol=0.007)
     assert np.isnan(evidence.interval(x[:1], tasks=False)[1:]).all()    # one seed alone has none
 
 
