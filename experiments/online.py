@@ -86,9 +86,9 @@ class FineTuneMacaw:
     def update(self, replay):
         V, recipe, config = self.V, self.recipe, self.config
         everything, mask = replay.after(self.D, self.buffers)
-        offline = macaw.returns(V, self.D, config.bootstrap)
-        online = replay.td_lambda(V, self.buffers, config.gamma, recipe.td_lambda)
-        everything = everything._replace(mc_return=torch.cat([offline, online], 1))     # (N, P)
+        R = torch.cat([macaw.returns(V, self.D, config.bootstrap),
+                       replay.td_lambda(V, self.buffers, config.gamma, recipe.td_lambda)], 1)
+        everything = everything._replace(mc_return=R)                               # (N, P)
         for _ in range(recipe.value_updates):
             B = draw(everything, mask, recipe.batch)
             descend(self.value_adam, macaw.value_loss(macaw.advantages(V, B, bootstrap=False)))

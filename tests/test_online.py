@@ -76,8 +76,8 @@ def test_starts_are_what_they_say():
 
 def test_an_episode_is_kept_as_it_was_collected():
     run = run_of()
-    replay, D = two_tasks(run, episodes=1, horizon=40)
-    policy, noise = run.learner.policies(D), 0.5 * torch.randn(2, 40, 2)
+    replay, D = two_tasks(run, episodes=1, horizon=50)                  # of which 40 are used
+    policy, noise = run.learner.policies(D), 0.5 * torch.randn(2, 50, 2)
     with envs.environments_of("point_goal", [2, 7]) as environments:
         replay.collect(policy, environments, [5, 5], run.buffers, noise=noise)
         obs, _ = environments[1].reset(seed=5)
