@@ -29,7 +29,7 @@ from helpers.run import load
 
 HERE = pathlib.Path(__file__).resolve().parent
 ENV, PLACE = "cheetah_vel", "/*DATA*/"          # the family, and the data's place in the template
-WHOSE = {"aligned": data.default_path(ENV), "strangers": data.DATA / f"{ENV}_strangers.npz"}
+WHOSE = {"aligned": ENV, "strangers": f"{ENV}_strangers"}
 FILM = slice(99, 140)                           # steps of an episode that the page plays
 SPEED = 8                                       # place of the torso's speed in an observation
 

@@ -1,7 +1,6 @@
 """Pages, notebooks, results, layout: each test is named after the claim that it would refute."""
 import ast
 import dataclasses
-import importlib
 import inspect
 import json
 import re
@@ -13,10 +12,11 @@ import pytest
 from conftest import HERE, command_line
 
 import collect
+import envs
 import macaw
 from baselines import focal, smac
-from experiments import runs
-from helpers import command
+from experiments import online, poses, runs, tables
+from helpers import command, evidence, plot, run
 
 PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]
 PROGRAMS = [HERE / "macaw.py", HERE / "envs.py", HERE / "collect.py"]
@@ -40,7 +40,7 @@ def test_the_commands_of_the_pages_are_understood(line, monkeypatch):
     seen, program = [], line.split(" --")[0]
     monkeypatch.setattr(sys, "argv", [program, *line.removeprefix(program).split()])
     method = METHODS.get(program)
-    defaults = ([method.settings(), importlib.import_module("helpers.run").Options()] if method
+    defaults = ([method.settings(), run.Options()] if method
                 else [collect.Config()])
     command.command_line(seen.append, defaults, "")
     assert len(seen[0]) == line.count(" --")
@@ -173,12 +173,8 @@ def code(notebook):
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_notebooks_call_what_is_there_with_arguments_that_it_takes(path):
     """CI would find it too, but only after the minutes that the lessons take to run."""
-    modules, checked = {"macaw": macaw, "focal": focal, "smac": smac}, 0
-    for name in ("tables", "online"):
-        modules[name] = importlib.import_module(f"experiments.{name}")
-    for name in ("data", "plot"):
-        modules[name] = importlib.import_module(f"helpers.{name}")
-    modules["envs"] = importlib.import_module("envs")
+    modules, checked = dict(macaw=macaw, focal=focal, smac=smac, envs=envs, plot=plot,
+                            evidence=evidence, tables=tables, online=online, poses=poses), 0
     for node in ast.walk(ast.parse(code(path)[1])):
         match node:
             case ast.Call(ast.Attribute(ast.Name(module), name), args, keywords) \
