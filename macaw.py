@@ -99,24 +99,35 @@ class Config(RunConfig):
 # Gaits run better with a smooth policy, and errors that count alike in slow gaits and in fast ones
 SMOOTH = dict(inner_steps=3, test_steps=3, relative_sigma=True, smooth=True)
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differently from the defaults
-    "cheetah_vel": dict(SMOOTH, late=0.5, tasks_per_step=16, max_gradient=300.0,
-                        adapt_data=OTHER_AGENTS["cheetah_vel"]),
+    "cheetah_vel": dict(SMOOTH, steps=1000, late=0.5),
     "cheetah_dir": dict(tasks_per_step=2, weight_decay=0.0),
-    "ant_dir": dict(late=0.5, adapt_data=OTHER_AGENTS["ant_dir"]),
+    "ant_dir": dict(late=0.5),
     "walker_params": dict(SMOOTH, late=0.8, weight_decay=0.1, max_gradient=1000.0),
-    "point_goal": dict(steps=400, gamma=0.9, width=32, latent=16, eval_every=100, policy_lr=1e-3,
-                       value_lr=1e-3, weight_decay=0.0),
+    "point_goal": dict(SMOOTH, inner_steps=2, test_steps=2, steps=400, gamma=0.9, width=32,
+                       latent=16, inner_batch=64, outer_batch=64, late=0.5, eval_every=100,
+                       policy_lr=5e-3, value_lr=5e-3, weight_decay=0.0),
 }
 
+# Algorithm 1 and Section 5 as printed. No flag for: raw advantages and observations, contiguous
+# windows as D^tr, z adapting alone. Data: independent agents' where we have them
+PAPER = dict(inner_steps=1, test_steps=1, smooth=False, relative_sigma=False, late=0.0,
+             weight_decay=0.0, lr_decay=False, max_gradient=0.0, policy_lr=1e-3, value_lr=1e-3,
+             cheetah_vel=dict(data="cheetah_vel_others", steps=6000))
 # Ordinary layers have their own best settings; a smooth policy does them no good [us]
 PLAIN = dict(latent=0, relative_sigma=False, smooth=False, max_gradient=0.0)
 ORDINARY = dict(PLAIN, inner_lr=0.03, weight_decay=0.1)
 MILD = dict(inner_lr=1e-4, test_steps=5, weight_decay=1.0)
-VARIANTS = {        # the paper's ablations and baselines (Section 5); a family's own under its name
+VARIANTS = {        # what is under a family's name holds for it alone
     "macaw": dict(),
-    "no_advantage": dict(head_width=0),
-    "no_wt": dict(ORDINARY, cheetah_dir=dict(inner_lr=0.01),        # at equal width
-                  ant_dir=dict(inner_lr=0.01, adapt_data=""),
+    "robust": dict(                 # for adaptation to data of agents that nobody saw in training
+        cheetah_vel=dict(steps=1500, tasks_per_step=16, max_gradient=300.0,
+                         adapt_data=OTHER_AGENTS["cheetah_vel"]),
+        ant_dir=dict(adapt_data=OTHER_AGENTS["ant_dir"]),
+        walker_params=dict(adapt_data=OTHER_AGENTS["walker_params"])),
+    "paper": PAPER,
+    "released": dict(PAPER, width=100, latent=100, inner_batch=256, policy_lr=1e-4, value_lr=1e-5),
+    "no_advantage": dict(head_width=0),                             # the paper's ablations:
+    "no_wt": dict(ORDINARY, cheetah_dir=dict(inner_lr=0.01), ant_dir=dict(inner_lr=0.01),
                   walker_params=dict(inner_lr=0.003, inner_steps=1, test_steps=1)),
     "no_wt_wide": dict(ORDINARY, width=415),                        # at equal parameters
     "maml_awr": dict(ORDINARY, head_width=0),

@@ -48,7 +48,6 @@ from torch.nn import functional as F
 import envs
 import macaw
 from helpers.command import BadInput, flag
-from helpers.data import OTHER_AGENTS
 from helpers.run import Method, RunConfig, main
 
 # Shapes: N tasks, B transitions of each, z numbers in a task's code (not MACAW's z, a layer's).
@@ -94,7 +93,6 @@ class Config(ContextConfig):
 
 FAST = dict(late=0.5, temperature=3.0, lr=3e-3, relative_sigma=True, smooth=True)
 PRESETS = {**dict.fromkeys(envs.FAMILIES, FAST),
-    **{family: dict(FAST, adapt_data=files) for family, files in OTHER_AGENTS.items()},
     "cheetah_dir": dict(FAST, tasks_per_step=2, batch=256, context=128),
     "walker_params": dict(next_obs=True, late=0.5, monte_carlo=True),
     "point_goal": dict(steps=600, gamma=0.9, width=64, eval_every=200),
@@ -105,7 +103,7 @@ PEARL = dict(probabilistic=True, encoder_steps=0, late=0.0, temperature=0.5, lr=
 VARIANTS = {
     "focal": dict(),
     "pearl": dict(PEARL, regularise=False),
-    "pearl_regularised": dict(PEARL, ant_dir=dict(adapt_data="")),
+    "pearl_regularised": PEARL,
 }
 
 

@@ -41,7 +41,7 @@ import macaw
 from baselines import focal
 from baselines.replay import ReplayBuffer
 from helpers.command import BadInput, flag
-from helpers.data import OTHER_AGENTS, Batch
+from helpers.data import Batch
 from helpers.run import Method, main
 
 # Shapes: N tasks, B transitions of each, z numbers in a code.
@@ -68,7 +68,6 @@ class Config(focal.ContextConfig):
 
 
 PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),
-    **{family: dict(adapt_data=files) for family, files in OTHER_AGENTS.items()},
     "cheetah_dir": dict(tasks_per_step=2, batch=256),
     "walker_params": dict(next_obs=True),
     "point_goal": dict(steps=900, offline_steps=500, rounds=4, gamma=0.9, width=64, eval_every=200),

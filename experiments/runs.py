@@ -23,16 +23,6 @@ from helpers.command import BadInput, Parser, dashed, one_sentence
 METHODS = {"macaw.py": macaw.MACAW, "baselines.focal": focal.FOCAL, "baselines.smac": smac.SMAC}
 FAMILIES = "cheetah_vel", "cheetah_dir", "ant_dir", "walker_params"
 
-# Other training tasks held out instead of the test tasks: disjoint sets, suffixes _set1, ...
-HELD_OUT = {
-    "cheetah_vel": ("1,10,18,27,34", "3,11,19,28,35", "4,12,20,29,36", "5,13,21,30,37"),
-    "ant_dir": ("1,11,21,32,42", "2,12,22,33,43", "3,13,24,34,44", "4,14,25,35,45"),
-    "walker_params": ("1,11,22,31,41", "3,13,23,32,42", "4,14,24,33,44", "5,16,25,34,45")}
-CHOSEN_ON = dict(                               # training tasks that settings were chosen on
-    cheetah_vel=(3, 5, 9, 12, 13, 20, 22, 28, 31, 33, 35),
-    walker_params=(1, 4, 9, 13, 18, 22, 27, 31, 36, 40, 45, 48),
-    ant_dir=(1, 9, 18, 27, 36, 45))
-
 # Data files that some runs need, and the commands that make them
 THIRDS = ["-m", "experiments.online", "thirds", "--out", "runs/"]
 MADE = {**{f"runs/{third}.npz": THIRDS for third in ("first", "middle", "last")},
@@ -41,60 +31,63 @@ MADE = {**{f"runs/{third}.npz": THIRDS for third in ("first", "middle", "last")}
         "runs/uniform.npz": ["collect.py", "--env", "cheetah_vel", "--steps", "6000", "--keep",
                              "6000", "--random-steps", "6000", "--out", "runs/uniform.npz"]}
 
-# cheetah_vel's default before clipped gradients, 16 tasks, SiLU and relative sigma
-BEFORE = dict(tasks_per_step=5, relative_sigma=False, smooth=False, max_gradient=0.0)
-ALIGNED = dict(adapt_data="")                       # both batches from the data's own agents
-LIVES = dict(BEFORE, late=0.0, steps=1000, **ALIGNED)       # D^ts from whole lifetimes
-INDEPENDENT = dict(BEFORE, data="cheetah_vel_others", steps=1000, **ALIGNED)
-RANDOM = dict(BEFORE, adapt_data="runs/uniform.npz", inner_batch=512, test_batch=512, steps=2000,
+# What runs have whose settings were chosen before today's defaults; D^tr from the data's own agents
+RELU = dict(relative_sigma=False, smooth=False)
+LIVES = dict(RELU, late=0.0)                                # D^ts from whole lifetimes
+INDEPENDENT = dict(RELU, data="cheetah_vel_others")
+RANDOM = dict(RELU, adapt_data="runs/uniform.npz", inner_batch=512, test_batch=512, steps=2000,
               advantage_coef=1.0, policy_lr=1e-3, value_lr=1e-3)
 FIRST_SETTINGS = dict(late=0.0, lr=1e-3, temperature=0.5, encoder_steps=0, relative_sigma=False,
                       smooth=False, monte_carlo=False)
+ROBUST = {family: macaw.VARIANTS["robust"][family] for family in ("cheetah_vel", "ant_dir")}
+OTHERS = {family: dict(adapt_data=changes["adapt_data"]) for family, changes in ROBUST.items()}
 
 # Families, variants, suffix, seeds, what differs, its label, what is done with the learner
 TABLE = [
-    (FAMILIES, "macaw meta_bc mt_awr", "", 10, {}, "", "groups"),
-    (FAMILIES, "no_wt focal", "", 5, {}, "", "groups"),
+    (FAMILIES, "macaw", "", 10, {}, "", "groups"),
+    (("cheetah_vel", "ant_dir"), "robust", "", 10, {}, "", "groups"),
+    ("walker_params", "robust", "", 5, {}, "", "groups"),
+    ("cheetah_vel", "paper", "", 5, {}, "", ""),
+    ("cheetah_vel", "released", "", 1, {}, "", ""),
+    (FAMILIES, "meta_bc mt_awr", "", 10, {}, "", "groups"),
+    (FAMILIES, "no_wt no_advantage focal", "", 5, {}, "", "groups"),
     (FAMILIES, "pearl pearl_regularised", "", 5, {}, "", ""),
-    (FAMILIES, "focal", "_untuned", 5, FIRST_SETTINGS, "; first settings", ""),
-    ("cheetah_vel", "no_advantage maml_awr no_wt", "", 10, {}, "", "groups"),
-    ("cheetah_vel", "smac frozen no_data", "", 5, {}, "", "groups"),
-    ("walker_params", "smac", "", 5, {}, "", "groups"),
-    ("cheetah_vel", "smac", "_untuned", 5, dict(steps=3500), "; first settings", ""),
-    ("cheetah_vel", "macaw", "_aligned", 5, dict(BEFORE, steps=1000, **ALIGNED),
-     "; both batches from aligned agents", "groups"),
-    ("cheetah_vel", "mt_awr", "_aligned", 5, BEFORE | ALIGNED, "", ""),
-    ("cheetah_vel", "focal pearl smac", "_aligned", 5, ALIGNED, "", "groups"),
-    ("ant_dir", "macaw focal", "_aligned", 5, ALIGNED, "", "groups"),
+    ("cheetah_vel", "maml_awr", "", 5, {}, "", ""),
+    (("cheetah_vel", "walker_params"), "smac", "", 5, {}, "", "groups"),
+    *((family, "meta_bc", "_robust", 10, ROBUST[family], "; robust recipe", "groups")
+      for family in ROBUST),
+    ("cheetah_vel", "no_advantage", "_robust", 10, ROBUST["cheetah_vel"], "", "groups"),
+    ("cheetah_vel", "mt_awr no_wt maml_awr", "_robust", 10,
+     dict(ROBUST["cheetah_vel"], max_gradient=0.0), "", "groups"),
+    ("ant_dir", "mt_awr", "_robust", 10, ROBUST["ant_dir"], "", "groups"),
+    *((family, "focal pearl", "_robust", 5, OTHERS[family], "", "groups") for family in ROBUST),
+    ("cheetah_vel", "pearl_regularised smac frozen no_data", "_robust", 5, OTHERS["cheetah_vel"],
+     "", "groups"),
+    ("cheetah_vel", "focal", "_untuned", 5, FIRST_SETTINGS | OTHERS["cheetah_vel"],
+     "; first settings", ""),
+    ("ant_dir", "focal", "_untuned", 5, FIRST_SETTINGS | OTHERS["ant_dir"], "", ""),
+    (("cheetah_dir", "walker_params"), "focal", "_untuned", 5, FIRST_SETTINGS, "", ""),
+    ("cheetah_vel", "smac", "_untuned", 5, dict(OTHERS["cheetah_vel"], steps=3500), "", ""),
+    ("cheetah_vel", "macaw", "_aligned", 5, RELU, "; ReLU and one sigma", "groups"),
+    ("cheetah_vel", "mt_awr", "_aligned", 5, dict(steps=1500), "", ""),
     ("cheetah_vel", "macaw meta_bc mt_awr no_advantage no_wt maml_awr", "_independent", 5,
-     INDEPENDENT, "; both batches from independent agents", "groups"),
+     INDEPENDENT, "; independent agents' data", "groups"),
     ("cheetah_vel", "macaw meta_bc no_advantage", "_lives", 5, LIVES,
-     "; both batches from aligned agents, D^ts from whole lives", ""),
+     "; D^ts from whole lifetimes", ""),
     ("cheetah_vel", "no_wt maml_awr", "_lives", 5, dict(LIVES, inner_lr=0.001, weight_decay=1.0),
      "", ""),
-    ("ant_dir", "macaw meta_bc", "_lives", 5, dict(late=0.0, **ALIGNED), "", ""),
-    ("cheetah_vel", "macaw no_wt", "_short", 2, dict(BEFORE, steps=600), "; 600 meta-steps", ""),
-    ("cheetah_vel", "no_wt_wide", "_short", 1, dict(BEFORE, steps=600), "", ""),
-    ("cheetah_vel", "macaw", "_two", 5,
-     dict(BEFORE, adapt_data="cheetah_vel,cheetah_vel_others"), "; D^tr from two groups of agents",
-     "groups"),
-    ("cheetah_vel", "macaw", "_before", 10, BEFORE, "; previous settings", "groups"),
-    ("cheetah_vel", "macaw", "_large", 5, dict(BEFORE, tasks_per_step=16),
-     "; previous settings, 16 tasks a meta-step", "groups"),
-    ("cheetah_vel", "macaw", "_uncut", 10, dict(max_gradient=0.0), "; gradients not cut", "groups"),
+    ("ant_dir", "macaw meta_bc", "_lives", 5, dict(late=0.0), "", ""),
     *(("cheetah_vel", "macaw no_advantage", f"_{third}", 5,
-       dict(BEFORE, adapt_data=f"runs/{third}.npz", late=0.67, steps=1000),
-       f"; adapted to the {third} third of lives", f"runs/{third}.npz")
+       dict(RELU, adapt_data=f"runs/{third}.npz", late=0.67),
+       f"; adapted to the {third} third of lifetimes", f"runs/{third}.npz")
       for third in ("first", "middle", "last")),
     ("cheetah_vel", "macaw no_advantage", "_random", 4, dict(RANDOM, inner_lr=0.01),
      "; adapted to a random policy's transitions", "runs/uniform.npz"),   # MACAW's seed 4 diverges
     ("cheetah_vel", "no_wt", "_random", 4, RANDOM, "", "runs/uniform.npz"),
     *(("cheetah_vel", variants, f"_few{k}", 5,
-       dict(more, data=f"runs/few{k}.npz", tasks_per_step=min(k, most), **ALIGNED), "", "")
+       dict(more, data=f"runs/few{k}.npz", tasks_per_step=min(k, most)), "", "")
       for k in (3, 5, 10, 20) for variants, most, more in (
-          ("macaw", 5, dict(BEFORE, steps=1000)), ("mt_awr", 5, BEFORE), ("focal pearl", 16, {}))),
-    *((family, "macaw meta_bc mt_awr", f"_set{k + 1}", 1, dict(holdout=tasks), "", "")
-      for family, sets in HELD_OUT.items() for k, tasks in enumerate(sets)),
+          ("macaw", 5, RELU), ("mt_awr", 5, dict(steps=1500)), ("focal pearl", 16, {}))),
 ]
 SUFFIXES = {suffix: label for _, _, suffix, _, _, label, _ in TABLE if label or not suffix}
 
@@ -204,11 +197,13 @@ def make(row, lock=threading.Lock()):           # noqa: B008 (one lock for all)
 
 def main():
     parser = Parser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="as in ant_dir/focal: these alone")
     parser.add_argument("--list", action="store_true", help="print the missing runs' commands")
     arguments = parser.parse_args()
     with one_sentence(parser.leave):
         os.chdir(pathlib.Path(__file__).parent.parent)
-        missing = [row for row in rows() if not done(row.folder)]
+        missing = [row for row in rows() if not done(row.folder) and (
+            not arguments.names or row.folder[len("results/"):].split("-s")[0] in arguments.names)]
         if arguments.list:
             for row in missing:
                 print("python", *row.command())

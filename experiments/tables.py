@@ -1,8 +1,7 @@
 """What the docs quote: tables and figures over many runs, with 95% bootstrap intervals.
 
     python -m experiments.tables KIND results --out x.png       # results: every method and setting;
-        # early: leads while training; scores: families put together; rotation: other held-out
-        # tasks; own: adapted to their own exploration; online: fine-tuning online
+        # early: leads while training; own: adapted to their own exploration; online: fine-tuning
     python -m experiments.tables KIND results/cheetah_vel --out x.png   # few: few training tasks;
         # whose: adapted to whose data; context: to how much; poses: how these agents move
 
@@ -16,7 +15,7 @@ import numpy as np
 
 import envs
 from experiments.poses import GROUPS, poses
-from experiments.runs import CHOSEN_ON, FAMILIES, SUFFIXES
+from experiments.runs import SUFFIXES
 from helpers import data, evidence
 from helpers.command import BadInput, Parser, one_sentence
 from helpers.evidence import as_text, folders_of, interval, numbers, paired, runs_of, signed, vary
@@ -63,6 +62,11 @@ def dots(rows, columns, path, **texts):
     finish(figure, path)
 
 
+def rival(name, variant):
+    """The runs of MACAW in the same setting as a variant's runs."""
+    return "robust" if name.endswith("_robust") else name.replace(variant, "macaw", 1)
+
+
 # --------------------------------------------------------------------------------- of many families
 def results(folder, path):
     """A panel a family with the mean over seeds and the range of MACAW and the baselines; the table
@@ -77,8 +81,8 @@ def results(folder, path):
                 continue
             before, after = numbers(runs, "before"), numbers(runs, "after")
             variant = runs[0]["variant"]
-            pair = paired([runs_of(family, name.replace(variant, "macaw", 1)), runs])
-            lead = signed(pair[0] - pair[1], tasks) if pair.size and variant != "macaw" else ""
+            pair = paired([runs_of(family, rival(name, variant)), runs])
+            lead = signed(pair[0] - pair[1], tasks) if pair.size and name != rival(name, variant) else ""
             rows.append([family.name, label, len(runs), f"{before.mean():.1f}",
                          as_text(*interval(after, tasks)), signed(after - before, tasks), lead,
                          *(f"{runs[0][key]:.1f}" for key in ("behavior_mean", "behavior_final"))])
@@ -120,96 +124,15 @@ def early(folder, path):
     finish(figure, path)
 
 
-def random_returns(env, tasks, episodes=10):
-    """Mean return of uniform actions on each of these tasks (tasks,), played here: the ants' first
-    stored episode is of a net already, which stands."""
-    returns = np.zeros(len(tasks))
-    with envs.environments_of(env, tasks) as environments:
-        for k, world in enumerate(environments):
-            world.action_space.seed(0)
-            for episode in range(episodes):
-                world.reset(seed=episode)
-                ends = [False]
-                while not any(ends):
-                    _, reward, *ends, _ = world.step(world.action_space.sample())
-                    returns[k] += reward / episodes
-    return returns
-
-
-def scores(folder, path):
-    """Every family's returns on one scale, 0 uniform actions, 1 the agents' end, put together by
-    the interquartile mean (Agarwal et al., 2021)."""
-    names = [name for name in NAMES if all(folders_of(folder / env, name) for env in FAMILIES)]
-    if "macaw" not in names:
-        raise BadInput(f"{folder} holds no runs of MACAW on {', '.join(FAMILIES)}; make them first")
-    macaw = {env: runs_of(folder / env, "macaw") for env in FAMILIES}
-    end = {env: numbers(runs, "behavior_final")[0] for env, runs in macaw.items()}
-    zero = {env: random_returns(env, [task["id"] for task in runs[0]["tasks"]])
-            for env, runs in macaw.items()}
-    rows, drawn = [], {}
-
-    def scaled(env, x):
-        return (x - zero[env]) / (end[env] - zero[env])
-    for name in names:
-        runs = {env: runs_of(folder / env, name) for env in FAMILIES}
-        parts = [(scaled(env, numbers(runs[env], "after")), vary(env)) for env in FAMILIES]
-        pairs = [(np.moveaxis(scaled(env, paired([macaw[env], runs[env]])), 0, -1), vary(env))
-                 for env in FAMILIES]                                       # (seeds, tasks, 2)
-        lead = ""
-        if name != "macaw" and all(pair.size for pair, _ in pairs):
-            lead = as_text(*evidence.bootstrap(
-                pairs, lambda x: evidence.iqm(x[:, 0]) - evidence.iqm(x[:, 1])), "+", 2)
-        whole, seeds = evidence.bootstrap(parts, evidence.iqm), sorted({len(x) for x, _ in parts})
-        rows.append([NAMES[name], " to ".join(map(str, seeds)), as_text(*whole, digits=2), lead,
-                     *(f"{x.mean():.2f}" for x, _ in parts)])
-        drawn[NAMES[name]] = [x for x, _ in parts], [whole]
-    evidence.table(["method", "seeds", "interquartile mean", "MACAW's lead", *FAMILIES], rows)
-    dots(drawn, FAMILIES, path,
-         xlabel="score: 0 uniform actions, 1 the agents at their end (black: interquartile mean)")
-
-
-def rotation(folder, path):
-    """Returns on the test tasks and on the sets held out instead in runs NAME_setK; every task a
-    dot, its mean over seeds. Prints means over all of them and leads, paired."""
-    names, rows = ("macaw", "meta_bc", "mt_awr"), []
-    figure, every = by_family(folder, "macaw_set*", 9, 2.8, columns=1)
-    for axes, family in every:
-        sets = ["", *sorted({f.name.split("-s")[0].removeprefix("macaw")
-                             for f in folders_of(family, "macaw_set*")})]
-        cells = evidence.shared_of(family, [name + suffix for suffix in sets for name in names])
-        parts = [cells[k:k + 3] for k in range(0, len(cells), 3)]       # of each set, three methods
-        after = np.concatenate([paired(part) for part in parts], -1)    # (methods, seeds, tasks)
-        before = np.concatenate([numbers(runs, "before") for runs, *_ in parts], -1)
-        ids, end = (np.array([task[key] for runs, *_ in parts for task in runs[0]["tasks"]])
-                    for key in ("id", "behavior_final"))
-        unchosen = ~np.isin(ids, CHOSEN_ON.get(family.name, ()))
-        for words, kept in (("all", unchosen | True), ("without those chosen on", unchosen)):
-            macaw, *others = after[..., kept]
-            rows.append([family.name, f"{kept.sum()}, {words}", as_text(*interval(macaw)),
-                         signed(macaw - before[:, kept]),
-                         *(text for x in others
-                           for text in (as_text(*interval(x)), signed(macaw - x))),
-                         f"{end[kept].mean():.1f}"])
-        order = np.argsort(ids)
-        axes.plot(end[order], "_", color="black", ms=14, mew=2, label="agents at their end")
-        for name, x in zip(names, after):
-            axes.plot(x.mean(0)[order], "o", color=COLORS[name], label=LABELS[name])
-        axes.set_xticks(range(len(ids)), ids[order])
-        axes.set(xlabel="held-out task", ylabel="return")
-        axes.grid(axis="y", alpha=0.4)
-    evidence.table(["family", "tasks", "MACAW", "after - before", "Meta-BC", "lead", "MT+FT",
-                    "lead", "agents at their end"], rows)
-    finish(figure, path)
-
-
 def own(folder, path):
     """SMAC and its controls, adapted to two exploration episodes of their own, before and after
     the online phase; a dot a run. Prints means and intervals over seeds."""
     names, rows = ("smac", "frozen", "no_data"), []
     figure, every = by_family(folder, "smac", 4.5, 3.5)
     for axes, family in every:
+        suffix = "_robust" if folders_of(family, "frozen_robust") else ""
         for k, name in enumerate(names):
-            runs = runs_of(family, name, ("tasks", "own_before", "own_after"))
+            runs = runs_of(family, name + suffix, ("tasks", "own_before", "own_after"))
             if not runs:
                 continue
             x = np.array([numbers(runs, "after").mean(1), *(
@@ -241,13 +164,13 @@ def online_runs(family):
     """Summaries of a family's runs of fine-tuning by their name; raises BadInput where one is not
     finished, of another method than its name says, or of another length than the others."""
     found = {}
-    for name, method in (("online", "macaw"), ("online_pearl", "pearl")):
+    for name, methods in (("online", ("macaw", "robust")), ("online_pearl", ("pearl",))):
         needed = [returns for other, returns in CURVES.values() if other == name]
         found[name] = runs_of(family, name, ("of", "online_steps", *needed))
         for run in found[name]:
-            if run["of"] != method:
+            if run["of"] not in methods:
                 raise BadInput(f"{family}/{name}-s{run['seed']} fine-tunes {run['of']}, not "
-                               f"{method}; move it elsewhere")
+                               f"{methods[0]}; move it elsewhere")
     evidence.check_alike(sum(found.values(), []), lambda run: (
         run["online_steps"], len(run["adapted_tasks"])))
     return found
@@ -341,9 +264,9 @@ def adapted(folder, path, groups, title):
                      signed(x[-1] - x[0], tasks)])
         drawn[label] = x, cells
         variant = found[name][0][0]["variant"]
-        macaw = name.replace(variant, "macaw", 1)                       # in the same setting
+        macaw = rival(name, variant)
         both = paired(found[macaw] + found[name])
-        if variant != "macaw" and both.size:
+        if macaw != name and both.size:
             leads.append([f"{LABELS[variant]} - {NAMES[macaw]}", both.shape[1], *(
                 signed(mine - theirs, tasks) for theirs, mine in zip(*np.split(both, 2)))])
     if not rows:
@@ -357,7 +280,7 @@ def adapted(folder, path, groups, title):
 
 # ------------------------------------------------------------------------------------- command line
 KINDS = {f.__name__: f
-         for f in (results, early, scores, rotation, few, whose, context, poses, own, online)}
+         for f in (results, early, few, whose, context, poses, own, online)}
 
 
 def main():

@@ -20,9 +20,10 @@ FARTHEST = 1e6              # that a number may lie from 0: float32 holds the sq
 ROUNDING = 1e-3             # more than the share of a number by which float16 changes it
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations", "episode_task",
            "episode_number", "episode_seed", "episode_length")
-OTHER_AGENTS = {        # families with replay buffers of several groups of agents, and their names
+OTHER_AGENTS = {        # files of a family's agents and of others, to adapt to in training
     "cheetah_vel": "cheetah_vel,cheetah_vel_others,cheetah_vel_others2",
     "ant_dir": "ant_dir,ant_dir_others",
+    "walker_params": "walker_params,walker_params_others",
 }
 BY_TASK = "tasks", "behavior_final", "collector"        # the metadata that are dicts by task id
 

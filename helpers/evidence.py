@@ -120,31 +120,17 @@ def while_training(folders):
 
 
 # ---------------------------------------------------------------------------- intervals and tables
-def bootstrap(parts, statistic):
-    """A statistic of the x (seeds, tasks, ...) of `parts`, put together, and its 95% interval over
-    seeds and, where a part says so, tasks."""
-    def pooled(arrays):
-        return statistic(np.concatenate([x.reshape(-1, *x.shape[2:]) for x in arrays]))
-
-    def resampled(x, tasks):
-        seeds, order = random.integers(len(x), size=(len(x), 1)), np.arange(x.shape[1])
-        return x[seeds, random.integers(len(order), size=len(order)) if tasks else order]
-    random = np.random.default_rng(0)
-    values = [pooled([resampled(*part) for part in parts]) for _ in range(2000)]
-    return pooled([x for x, _ in parts]), *np.quantile(values, (0.025, 0.975))
-
-
 def interval(x, tasks=True):
     """Mean of x (seeds, tasks), and its 95% bootstrap interval over seeds and, if so, tasks; nan
-    over a single seed, which says nothing about others."""
-    mean, low, high = bootstrap([(x, tasks)], np.mean)
-    return (mean, low, high) if len(x) > 1 or tasks else (mean, np.nan, np.nan)
-
-
-def iqm(x):
-    """Interquartile mean: of the middle half of all numbers."""
-    x = np.sort(x, axis=None)
-    return x[len(x) // 4:len(x) - len(x) // 4].mean()
+    over a single seed alone, which says nothing about others."""
+    if len(x) == 1 and not tasks:
+        return x.mean(), np.nan, np.nan
+    random, order, means = np.random.default_rng(0), np.arange(x.shape[1]), []
+    for _ in range(2000):
+        seeds = random.integers(len(x), size=(len(x), 1))
+        drawn = random.integers(len(order), size=len(order)) if tasks else order
+        means.append(x[seeds, drawn].mean())
+    return x.mean(), *np.quantile(means, (0.025, 0.975))
 
 
 def as_text(mean, low, high, sign="", digits=1):

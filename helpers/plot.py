@@ -15,7 +15,9 @@ from helpers.evidence import check_alike, numbers, read, vary
 
 COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73", "focal": "#CC79A7",
           "pearl": "#D55E00", "smac": "#56B4E9"}                # Okabe and Ito
-LABELS = {"macaw": "MACAW", "meta_bc": "Meta-BC", "mt_awr": "MT+FT", "focal": "FOCAL",
+LABELS = {"macaw": "MACAW", "robust": "MACAW, robust recipe", "paper": "Algorithm 1 as printed",
+          "released": "the released settings", "meta_bc": "Meta-BC", "mt_awr": "MT+FT",
+          "focal": "FOCAL",
           "pearl": "Offline PEARL", "pearl_regularised": "PEARL, regularised", "smac": "SMAC",
           "frozen": "SMAC, frozen encoder", "no_data": "SMAC, no new episodes",
           "no_advantage": "no advantage head", "no_wt": "no weight transform",

@@ -59,6 +59,7 @@ class RunConfig:
                                "training adapts to; those of --data when empty", free=("resume",))
     holdout: str = flag("", "training tasks, as in 4,12, to test on instead of the test tasks")
     tasks_per_step: int = flag(5, "tasks in a meta-batch [code]", 1, 1000)
+    lr_decay: bool = flag(True, "outer step sizes fall linearly to 0 over the run [us]")
     gamma: float = flag(0.99, "discount [code]", 0, 1)
     test_batch: int = flag(256, "transitions that a held-out task is adapted to [code]", 2, 100_000,
                            free=("evaluate",))
@@ -208,9 +209,10 @@ class Run:
                                f"({', '.join(sizes)})")
 
     def lower_step_sizes(self):
-        """Outer step sizes fall linearly to 0 over the run."""
+        """Outer step sizes fall linearly to 0 over the run, unless config says otherwise."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (1 - self.step / self.config.steps)
+            left = 1 - self.step / self.config.steps if self.config.lr_decay else 1.0
+            group["lr"] = group["initial_lr"] * left
 
 
 def summary(run):

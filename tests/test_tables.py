@@ -70,13 +70,6 @@ def test_an_interval_is_over_tasks_where_these_stand_for_others(tmp_path, capsys
     assert printed(capsys)["MACAW", "3"][0] == evidence.as_text(mean, low, high)
 
 
-def test_the_interquartile_mean_is_of_the_middle_half_of_all_families_numbers():
-    assert evidence.iqm(np.array([[-1000.0, 1.0], [2.0, 1000.0]])) == 1.5
-    assert evidence.iqm(np.arange(9.0)) == np.arange(2.0, 7.0).mean()
-    parts = [(np.array([[0.0, 4.0]]), False), (np.array([[5.0, 100.0]]), False)]
-    assert evidence.bootstrap(parts, evidence.iqm)[0] == 4.5
-
-
 def test_leads_are_of_the_same_seed(tmp_path, capsys):
     """FOCAL lacks seed 1 of MACAW's: by place in a list, its seed 2 would meet that. PEARL has no
     seed of MACAW's."""
@@ -101,45 +94,6 @@ def test_leads_while_training_are_of_the_same_step_and_seed(tmp_path, capsys):
     tables.early(tmp_path, tmp_path / "x.png")
     lead = certain(100, "+")                                    # after 100, 250, 500 and 1000 steps
     assert printed(capsys)["cheetah_vel", "FOCAL"] == ["2", lead, "", lead, ""]
-
-
-def test_a_score_is_one_at_the_end_of_the_agents_and_zero_for_uniform_actions(
-        tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tables, "random_returns", lambda env, tasks: np.full(len(tasks), -10.0))
-    for env in tables.FAMILIES:
-        for name, seed, after in (("macaw", 0, 10), ("focal", 0, -10), ("pearl", 1, 0)):
-            keep(tmp_path / env, name, seed, after)
-    tables.scores(tmp_path, tmp_path / "x.png")
-    table = printed(capsys)
-    assert table["MACAW", "1"][0] == "1.00 [1.00, 1.00]"
-    assert table["FOCAL", "1"][:2] == ["0.00 [0.00, 0.00]", "+1.00 [1.00, 1.00]"]
-    assert table["Offline PEARL", "1"][1:] == ["", *["0.50"] * 4]       # no seed to pair
-
-
-def test_uniform_actions_earn_what_the_agents_first_did():
-    """The first stored episode was uniform; not the ants', of a net that stands and earns 190."""
-    x, _ = data.read(data.default_path("cheetah_vel"), "cheetah_vel")
-    start = np.cumsum(x["episode_length"]) - x["episode_length"]
-    returns = np.add.reduceat(x["rewards"], start)
-    first = [returns[x["episode_task"] == i][0] for i in (2, 26)]
-    np.testing.assert_allclose(tables.random_returns("cheetah_vel", (2, 26)), first, atol=30)
-    assert -80 < tables.random_returns("ant_dir", [6])[0] < 0
-
-
-def test_all_held_out_sets_are_put_together_at_the_seeds_that_all_have(tmp_path, capsys):
-    """By place, MACAW's seed 0 on the second set would stand beside the others' seed 1."""
-    folder = tmp_path / "ant_dir"
-    for name, lead in (("macaw", 2.0), ("meta_bc", 1.0), ("mt_awr", 0.0)):
-        for seed in (0, 1):
-            keep(folder, name, seed, 100 * seed + lead)
-        keep(folder, f"{name}_set1", 1, 100 + lead)
-    keep(folder, "macaw_set1", 0)
-    tables.rotation(tmp_path, tmp_path / "x.png")
-    assert printed(capsys)["ant_dir", "10, all"] == [
-        certain(102), certain(102, "+"), certain(101), certain(1, "+"), certain(100),
-        certain(2, "+"), "10.0"]
-    (folder / "meta_bc_set1-s1").rename(folder / "meta_bc_set2-s1")
-    refused("rotation", tmp_path)
 
 
 def test_fewer_tasks_stand_in_their_columns_at_the_same_seeds(tmp_path, capsys):
