@@ -3,15 +3,15 @@
 From fixed data of many tasks, meta-learn a policy and a value function that adapt to a new task by
 one or a few gradient steps on 256 of its transitions. Read this file beside the paper:
 
-    Algorithm 1, meta-training                       Algorithm 2, meta-testing    meta_test
-    line 3     initialise theta, phi  MetaLearner    line 3     theta, phi        InnerLoop.start
-    lines 4-5  n steps, over tasks    meta_train     lines 4-7  adapt             MetaLearner.adapt
-    line 6     D^tr, D^ts             run.sample
-    line 7     adapt phi              adapt          Eq. 1      L^AWR             policy_loss
-    line 8     adapt theta            adapt          Eq. 2      R_D, L_V     returns, value_loss
-    line 10    update phi             meta_train     Eq. 3, 4   L^ADV, L_pi       policy_loss
-    line 11    update theta           meta_train     Eq. 5, 6   meta-objectives   meta_losses
-    Figure 2   advantage head         Policy         App. B     weight transform  WeightTransform
+    Algorithm 1, meta-training                     Algorithm 2, meta-testing   meta_test
+    line 3     initialise theta, phi  MetaLearner  line 3     theta, phi       InnerLoop.start
+    lines 4-5  n steps, over tasks    meta_train   lines 4-7  adapt            MetaLearner.adapt
+    line 6     D^tr, D^ts             run.sample   Equations
+    line 7     adapt phi              adapt        Eq. 1      L^AWR            policy_loss
+    line 8     adapt theta            adapt        Eq. 2      R_D, L_V         returns, value_loss
+    line 10    update phi             meta_train   Eq. 3, 4   L^ADV, L_pi      policy_loss
+    line 11    update theta           meta_train   Eq. 5, 6   meta-objectives  meta_losses
+    Figure 2   advantage head         Policy       App. B     weight transform WeightTransform
 
     python macaw.py --env cheetah_vel                         # meta-train, then meta-test
     python macaw.py --evaluate runs/.../checkpoint.pt         # meta-test only
@@ -75,25 +75,18 @@ class Config(RunConfig):
     inner_lr: float = flag(1e-3, "alpha_1, eta_1, to begin with [code]", 1e-9, 10)
     policy_lr: float = flag(2e-3, "alpha_2, Adam [us; code: 1e-4]", 0, 10)
     value_lr: float = flag(2e-3, "eta_2, Adam [us; code: 1e-5]", 0, 10)
-    weight_decay: float = flag(1.0, "of theta and phi, times their step size [us; code: 0]", 0, 100)
-    multi_task: bool = flag(False, "MT+FT: one net, told a one-hot task id; Adam steps in testing")
+    weight_decay: float = flag(1.0, "AdamW's, of theta and phi: each step shrinks them by the step "
+                                    "size times this [us; code: 0]", 0, 100)
+    multi_task: bool = flag(False, "MT+FT: one net, given a one-hot task id; Adam steps in testing")
     inner_batch: int = flag(128, "transitions in D^tr [us; code: 256]", 2, 100_000)
     outer_batch: int = flag(256, "transitions in D^ts [code]", 2, 100_000)
-    late: float = flag(0.0, "skip this share of a life when drawing D^ts [paper: none]", 0, 0.99)
-    max_gradient: float = flag(0.0, "a longer gradient of an inner step is cut to this, 0: no "
-                                    "cut [us]", 0, 1e9)
+    late: float = flag(0.0, "D^ts skips this first share of a lifetime [paper: none]", 0, 0.99)
+    max_gradient: float = flag(0.0, "clip an inner step's gradient to this norm; 0: never [us]", 0)
     inner_steps: int = flag(1, "gradient steps of an adaptation in training [paper]", 0, 100)
     test_steps: int = flag(1, "n of Algorithm 2, the same in testing [code]", 1, 1000,
                            free=("evaluate",))
-
-    @property
-    def batch_sizes(self):
-        """Of D^tr and D^ts."""
-        return self.inner_batch, self.outer_batch
-
-    @property
-    def task_ids(self):
-        return self.multi_task
+    batch_sizes = property(lambda self: (self.inner_batch, self.outer_batch))       # D^tr, D^ts
+    task_ids = property(lambda self: self.multi_task)
 
 
 # Gaits run better with a smooth policy, and errors that count alike in slow gaits and in fast ones
@@ -108,8 +101,8 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differentl
                        policy_lr=5e-3, value_lr=5e-3, weight_decay=0.0),
 }
 
-# Algorithm 1 and Section 5 as printed. No flag for: raw advantages and observations, contiguous
-# windows as D^tr, z adapting alone. Data: independent agents' where we have them
+# Algorithm 1 and Section 5 as printed, on independent agents' data where we have them. No flag has
+# raw advantages and observations, windows of a lifetime as D^tr, or z adapting alone
 PAPER = dict(inner_steps=1, test_steps=1, smooth=False, relative_sigma=False, late=0.0,
              weight_decay=0.0, lr_decay=False, max_gradient=0.0, policy_lr=1e-3, value_lr=1e-3,
              cheetah_vel=dict(data="cheetah_vel_others", steps=6000))
@@ -197,11 +190,9 @@ def inverse_softplus(x):
 
 
 def clip_per_task(gradients, longest):
-    """Gradients (N, n) of a net's layers; those of a task whose norm, over all layers, exceeds
-    `longest` are scaled down to it. The factor is a constant to the meta-gradient.
-
-    Unfamiliar transitions can make one step too long; the next gradient is then longer still.
-    """
+    """Gradients (N, n) of a net's layers, clipped to norm `longest` over all layers, task by task:
+    unfamiliar data can make one step too long, and the next one still longer. The factor is a
+    constant to the meta-gradient."""
     if not longest:
         return gradients
     length = torch.cat([d.detach() for d in gradients], -1).norm(dim=-1, keepdim=True)     # (N, 1)

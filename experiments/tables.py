@@ -1,15 +1,16 @@
 """What the docs quote: tables and figures over many runs, with 95% bootstrap intervals.
 
-    python -m experiments.tables KIND results --out x.png       # results: every method and setting;
-        # early: leads while training; own: adapted to their own exploration; online: fine-tuning
-    python -m experiments.tables KIND results/cheetah_vel --out x.png   # few: few training tasks;
-        # whose: adapted to whose data; context: to how much; poses: how these agents move
+    python -m experiments.tables                # all of them: results/NAME.md and results/NAME.png
+    python -m experiments.tables results runs/class --out x.png         # one, of other runs
 
 An interval is over seeds and tasks; over seeds alone where the tasks tested are all that there are
 (cheetah_dir). Differences are paired: the same task and the same seed.
 """
+import contextlib
+import io
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -62,6 +63,22 @@ def dots(rows, columns, path, **texts):
     finish(figure, path)
 
 
+def overview(folder, path):
+    """Mean returns on held-out tasks of the main methods, as in the README; no figure."""
+    names, rows = ("meta_bc", "mt_awr", "no_advantage", "no_wt", "focal", "robust"), []
+    for env in envs.FAMILIES:
+        runs = runs_of(folder / env, "macaw", ("tasks", "behavior_final"))
+        others = [runs_of(folder / env, name) for name in names]
+        if runs:
+            after = numbers(runs, "after")
+            rows.append([f"`{env}`", f"{numbers(runs, 'before').mean():.0f}",
+                         f"**{after.mean():.0f}** ± {after.mean(1).std():.0f}",
+                         *(f"{numbers(found, 'after').mean():.0f}" if found else ""
+                           for found in others), f"{runs[0]['behavior_final']:.0f}", len(runs)])
+    evidence.table(["family", "not adapted", "MACAW", *(LABELS[name] for name in names),
+                    "agents' final return", "runs of MACAW"], rows)
+
+
 def rival(name, variant):
     """The runs of MACAW in the same setting as a variant's runs."""
     return "robust" if name.endswith("_robust") else name.replace(variant, "macaw", 1)
@@ -82,7 +99,8 @@ def results(folder, path):
             before, after = numbers(runs, "before"), numbers(runs, "after")
             variant = runs[0]["variant"]
             pair = paired([runs_of(family, rival(name, variant)), runs])
-            lead = signed(pair[0] - pair[1], tasks) if pair.size and name != rival(name, variant) else ""
+            own = name == rival(name, variant)              # MACAW's own row
+            lead = "" if own or not pair.size else signed(pair[0] - pair[1], tasks)
             rows.append([family.name, label, len(runs), f"{before.mean():.1f}",
                          as_text(*interval(after, tasks)), signed(after - before, tasks), lead,
                          *(f"{runs[0][key]:.1f}" for key in ("behavior_mean", "behavior_final"))])
@@ -278,21 +296,48 @@ def adapted(folder, path, groups, title):
          xlabel="return after adaptation (small dots: tasks)")
 
 
-# ------------------------------------------------------------------------------------- command line
+# ----------------------------------------------------------------------------------- command line
+ROOT = pathlib.Path(__file__).parent.parent
 KINDS = {f.__name__: f
-         for f in (results, early, few, whose, context, poses, own, online)}
+         for f in (overview, results, early, few, whose, context, poses, own, online)}
+FOLDERS = {             # what the docs quote, under results/
+    "": ("overview", "results", "early", "own", "online"),
+    "cheetah_vel": ("whose", "few", "context", "poses"), "ant_dir": ("whose",),
+    "walker_params": ("whose",)}
+
+
+def filled(text):
+    """A page's text with each table between <!-- results/NAME.md --> and <!-- end --> made new."""
+    return re.sub(r"<!-- (results/\S+) -->\n.*?<!-- end -->", lambda block: (
+        f"<!-- {block[1]} -->\n{(ROOT / block[1]).read_text()}<!-- end -->"), text, flags=re.DOTALL)
+
+
+def write_all():
+    """Each table as results/NAME.md, each figure as results/NAME.png; then the pages' tables."""
+    root = ROOT / "results"
+    for folder, kinds in FOLDERS.items():
+        for kind in kinds:
+            name = kind if folder in ("", "cheetah_vel") else f"{kind}_{folder}"
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                KINDS[kind](root / folder, root / f"{name}.png")
+            (root / f"{name}.md").write_text(printed.getvalue())
+            print(f"results/{name}.md", flush=True)
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        page.write_text(filled(page.read_text()))
 
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("folder")
-    parser.add_argument("--out", required=True)
+    parser.add_argument("kind", choices=KINDS, nargs="?")
+    parser.add_argument("folder", nargs="?", default="results")
+    parser.add_argument("--out", default="x.png", help="the figure's file")
     arguments = parser.parse_args()
     with one_sentence(parser.leave):
+        if not arguments.kind:
+            return write_all()
         check_picture(arguments.out)
-        folder = pathlib.Path(os.path.abspath(arguments.folder))
-        KINDS[arguments.kind](folder, arguments.out)
+        KINDS[arguments.kind](pathlib.Path(os.path.abspath(arguments.folder)), arguments.out)
 
 
 if __name__ == "__main__":

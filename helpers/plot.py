@@ -13,8 +13,8 @@ import envs
 from helpers.command import Parser, check_writable, one_sentence, replacing
 from helpers.evidence import check_alike, numbers, read, vary
 
-COLORS = {"macaw": "#0072B2", "meta_bc": "#E69F00", "mt_awr": "#009E73", "focal": "#CC79A7",
-          "pearl": "#D55E00", "smac": "#56B4E9"}                # Okabe and Ito
+COLORS = {"macaw": "#0072B2", "robust": "#00416B", "meta_bc": "#E69F00", "mt_awr": "#009E73",
+          "focal": "#CC79A7", "pearl": "#D55E00", "smac": "#56B4E9"}    # Okabe and Ito's
 LABELS = {"macaw": "MACAW", "robust": "MACAW, robust recipe", "paper": "Algorithm 1 as printed",
           "released": "the released settings", "meta_bc": "Meta-BC", "mt_awr": "MT+FT",
           "focal": "FOCAL",

@@ -42,7 +42,7 @@ def test_the_page_shows_every_method_at_every_goal():
     data, family = embedded(SHIPPED), envs.FAMILIES["cheetah_vel"]
     assert data["goals"] == [task["velocity"] for task in family.tasks]
     assert data["test"] == sorted(family.test) == data["whose"]["strangers"]
-    assert data["methods"].keys() == {"macaw", "focal", "pearl", "smac"}
+    assert data["methods"].keys() == {"robust", "focal", "pearl", "smac"}
     for method in data["methods"].values():
         for key, count in dict(before=40, aligned=40, strangers=5).items():
             assert np.isfinite(method[key]["returns"]).sum() == count
@@ -63,7 +63,7 @@ def test_the_stick_figure_is_the_robot_of_the_simulation(made):
     data, places, geom = embedded(made), [], 1          # geom 0 is the floor
     with envs.environments_of("cheetah_vel", [0]) as (env,):
         model, state = env.unwrapped.model, env.unwrapped.data
-        q = numbers(data["methods"]["macaw"]["aligned"]["film"], 2, data["frames"], 9)[0, -1]
+        q = numbers(data["methods"]["robust"]["aligned"]["film"], 2, data["frames"], 9)[0, -1]
         state.qpos[:] = q
         mujoco.mj_kinematics(model, state)
 

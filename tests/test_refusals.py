@@ -140,12 +140,12 @@ def test_bad_checkpoints(name, checkpoint, tmp_path):
 def test_a_checkpoint_goes_on_only_as_what_it_is(checkpoint, tmp_path):
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     for flag in ("--latent 5", "--env cheetah_vel", "--variant meta_bc", "--seed 7", "--steps 9",
-                 "--holdout 3", "--test-steps 2"):
+                 "--holdout 3", "--test-steps 5"):
         refused(tmp_path, "macaw", "--resume", "--out", tmp_path, *flag.split(),
                 words=[flag.split()[0]])
     refused(tmp_path, "baselines/focal", "--evaluate", "checkpoint.pt", words=["variant macaw"])
     assert command_line("--evaluate", tmp_path / "checkpoint.pt", "--final-draws", 1,
-                        "--test-batch", 16, "--test-steps", 2).returncode == 0
+                        "--test-batch", 16, "--test-steps", 5).returncode == 0
 
 
 def test_returns_that_are_not_finite_are_no_result(tmp_path, checkpoint):

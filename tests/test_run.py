@@ -43,7 +43,8 @@ def test_the_command_line_and_python_have_the_same_settings(tmp_path):
     result = command_line(*TINY, "--variant", "meta_bc", "--no-smooth", "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "run/config.json").read_text())
-    config = config_of(variant="meta_bc", steps=6, eval_every=3, final_draws=1, width=8, latent=4)
+    config = config_of(variant="meta_bc", smooth=False, steps=6, eval_every=3, final_draws=1,
+                       width=8, latent=4)
     assert macaw.Config(**written) == config
 
 

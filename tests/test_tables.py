@@ -109,7 +109,7 @@ def test_fewer_tasks_stand_in_their_columns_at_the_same_seeds(tmp_path, capsys):
 
 def test_leads_over_macaw_are_paired_by_seed_and_setting(tmp_path, capsys):
     for name, seeds, after in (("macaw", (0, 1), 0.0), ("focal", (0, 1), 7.0),
-                               ("macaw_aligned", (0, 1, 2), 0.0), ("focal_aligned", (1, 2), 1.0),
+                               ("robust", (0, 1, 2), 0.0), ("focal_robust", (1, 2), 1.0),
                                ("focal_independent", (0, 1), 0.0)):
         for seed in seeds:
             keep(tmp_path / "cheetah_vel", name, seed, after + 1000 * seed, tables.GROUPS)
@@ -118,7 +118,8 @@ def test_leads_over_macaw_are_paired_by_seed_and_setting(tmp_path, capsys):
     leads = {name: cells[:3] for name, cells in printed(capsys).items() if " - MACAW" in name[0]}
     assert leads == {
         ("FOCAL - MACAW", "2"): [certain(7, "+")] * 3,
-        ("FOCAL - MACAW; both batches from aligned agents", "2"): [certain(1, "+")] * 3}
+        ("MACAW, robust recipe - MACAW", "2"): [certain(0, "+")] * 3,
+        ("FOCAL - MACAW, robust recipe", "2"): [certain(1, "+")] * 3}
 
 
 def test_a_family_may_lack_a_group_of_agents(tmp_path, capsys):
