@@ -1,56 +1,12 @@
-"""How the agents of each data file move: `python -m experiments.tables poses FAMILY'S FOLDER`."""
+"""The agents of each data file, drawn side by side: some slide on their nose (lesson 4)."""
 import mujoco
 import numpy as np
-from matplotlib.figure import Figure
 
-import envs
-from helpers import data, evidence
-from helpers.command import BadInput
-from helpers.plot import finish
+from helpers import data
 
-GROUPS = dict(aligned="aligned agents", others="independent agents", strangers="strangers")
+GROUPS = dict(aligned="aligned agents", others="independent agents", strangers="unseen agents")
 FILES = {GROUPS["aligned"]: "", GROUPS["others"]: "_others", "agents that begin alike": "_others2",
          GROUPS["strangers"]: "_strangers"}                                     # of behaviour data
-
-
-def poses(folder, path):
-    """The pitch of a family's agents, in each of its data files, at their end: nose down is
-    positive, pi on the back (rad). Prints the test tasks', with what MACAW and FOCAL reach once
-    adapted to that agent's transitions, over their seeds; draws all tasks', and the agents
-    themselves in the two test tasks where they differ most."""
-    evidence.folders_of(folder, "*")                    # raises BadInput if it is not a family's
-    family, robots, rows = envs.FAMILIES[folder.name], {}, []
-    try:
-        robot = envs.make(folder.name, family.tasks[0]).unwrapped
-        at = robot.model.joint("rooty").qposadr[0] - 1              # observations leave out x
-    except (AttributeError, KeyError):
-        raise BadInput(f"the robots of {folder.name} do not pitch; give the folder of a family of "
-                       "cheetahs or walkers") from None
-    for label, suffix in FILES.items():
-        file = data.default_path(folder.name + suffix)
-        if not suffix or file.exists():
-            robots[label] = last_episodes(file, folder.name)
-    pitch = {label: {i: np.concatenate(episodes)[:, at].mean() for i, episodes in tasks.items()}
-             for label, tasks in robots.items()}
-    for group, label in GROUPS.items():
-        reached = [runs and evidence.numbers(runs, "after").mean(0) for name in ("macaw", "focal")
-                   for runs in evidence.evaluations(folder, name, [group])]
-        rows += [[label, i, f"{pitch[label][i]:.2f}",
-                  *(f"{x[k]:.1f}" if len(x) else "" for x in reached)]
-                 for k, i in enumerate(family.test) if i in pitch.get(label, ())]
-    evidence.table(["agents", "task", "pitch", "MACAW", "FOCAL"], rows)
-
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    panels = figure.subplot_mosaic([["all", "first"], ["all", "second"]], width_ratios=(1, 1.7))
-    for label, leans in pitch.items():
-        panels["all"].plot(*zip(*leans.items()), "o", alpha=0.7, label=label)
-    panels["all"].set(xlabel="task", ylabel="pitch at their end (rad)")
-    apart = sorted(family.test, key=lambda i: np.ptp([x[i] for x in pitch.values() if i in x]))
-    for place, i in zip(("first", "second"), sorted(apart[-2:])):
-        draw_robots(panels[place], robot, robots, i)
-        panels[place].set_title(f"task {i}")
-    finish(figure, path)
-    robot.close()
 
 
 def last_episodes(file, env):

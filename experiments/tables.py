@@ -15,7 +15,7 @@ import re
 import numpy as np
 
 import envs
-from experiments.poses import GROUPS, poses
+from experiments.poses import GROUPS
 from experiments.runs import SUFFIXES
 from helpers import data, evidence
 from helpers.command import BadInput, Parser, one_sentence
@@ -299,10 +299,10 @@ def adapted(folder, path, groups, title):
 # ----------------------------------------------------------------------------------- command line
 ROOT = pathlib.Path(__file__).parent.parent
 KINDS = {f.__name__: f
-         for f in (overview, results, early, few, whose, context, poses, own, online)}
+         for f in (overview, results, early, few, whose, context, own, online)}
 FOLDERS = {             # what the docs quote, under results/
     "": ("overview", "results", "early", "own", "online"),
-    "cheetah_vel": ("whose", "few", "context", "poses"), "ant_dir": ("whose",),
+    "cheetah_vel": ("whose", "few", "context"), "ant_dir": ("whose",),
     "walker_params": ("whose",)}
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import envs
 from experiments import poses, tables
-from helpers import data, evidence, plot
+from helpers import evidence, plot
 
 
 def keep(folder, name, number, after=0.0, columns=(), **changes):
@@ -163,20 +163,6 @@ def test_online_runs_are_alike(tmp_path, changes):
     tune(tmp_path / "ant_dir", "online", 0)
     tune(tmp_path / "ant_dir", "online", 1, **changes)
     refused("online", tmp_path)
-
-
-def test_the_pitch_of_agents_stands_beside_what_is_reached(tmp_path, capsys, monkeypatch):
-    x, meta = data.read(data.default_path("cheetah_vel_strangers"), "cheetah_vel")
-    monkeypatch.setattr(data, "DATA", tmp_path)
-    data.write(tmp_path / "cheetah_vel_strangers.npz", x, meta)
-    x["observations"][:, 1] = 0.5
-    data.write(tmp_path / "cheetah_vel.npz", x, meta)
-    for seed, after in enumerate((1.0, 4.0)):
-        keep(tmp_path / "cheetah_vel", "macaw", seed, after, ["aligned"])
-    tables.poses(tmp_path / "cheetah_vel", tmp_path / "x.png")
-    table = printed(capsys)
-    assert table["aligned agents", "7"] == ["0.50", "2.5", ""]
-    assert table["strangers", "15"] == ["2.82", "", ""]                 # it runs on its back
 
 
 def test_a_robot_is_drawn_as_it_stands():
