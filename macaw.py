@@ -101,8 +101,8 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differentl
                        policy_lr=5e-3, value_lr=5e-3, weight_decay=0.0),
 }
 
-# Algorithm 1 and Section 5 as printed, on independent agents' data where we have them. No flag has
-# raw advantages and observations, windows of a lifetime as D^tr, or z adapting alone
+# Algorithm 1 and Section 5 as printed, on independent agents' data where we have them; but returns
+# bootstrap [code], and no flag gives raw advantages or observations, or lets z alone adapt
 PAPER = dict(inner_steps=1, test_steps=1, smooth=False, relative_sigma=False, late=0.0,
              weight_decay=0.0, lr_decay=False, max_gradient=0.0, policy_lr=1e-3, value_lr=1e-3,
              cheetah_vel=dict(data="cheetah_vel_others", steps=6000))
