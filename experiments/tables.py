@@ -67,16 +67,17 @@ def overview(folder, path):
     """Mean returns on held-out tasks of the main methods, as in the README; no figure."""
     names, rows = ("meta_bc", "mt_awr", "no_advantage", "no_wt", "focal", "robust"), []
     for env in envs.FAMILIES:
-        runs = runs_of(folder / env, "macaw", ("tasks", "behavior_final"))
+        runs = runs_of(folder / env, "macaw", ("tasks", "behavior_final", "seconds"))
         others = [runs_of(folder / env, name) for name in names]
         if runs:
             after = numbers(runs, "after")
             rows.append([f"`{env}`", f"{numbers(runs, 'before').mean():.0f}",
                          f"**{after.mean():.0f}** ± {after.mean(1).std():.0f}",
                          *(f"{numbers(found, 'after').mean():.0f}" if found else ""
-                           for found in others), f"{runs[0]['behavior_final']:.0f}", len(runs)])
+                           for found in others), f"{runs[0]['behavior_final']:.0f}", len(runs),
+                         f"{np.median([run['seconds'] for run in runs]):.0f} s"])
     evidence.table(["family", "not adapted", "MACAW", *(LABELS[name] for name in names),
-                    "agents' final return", "runs of MACAW"], rows)
+                    "agents' final return", "runs of MACAW", "one run, one core"], rows)
 
 
 def rival(name, variant):
