@@ -96,7 +96,7 @@ PRESETS = {**dict.fromkeys(envs.FAMILIES, {}),  # what a family needs differentl
     "cheetah_dir": dict(tasks_per_step=2, weight_decay=0.0),
     "ant_dir": dict(late=0.5),
     "walker_params": dict(SMOOTH, late=0.8, weight_decay=0.1, max_gradient=1000.0),
-    "point_goal": dict(SMOOTH, inner_steps=2, test_steps=2, steps=400, gamma=0.9, width=32,
+    "point_goal": dict(SMOOTH, inner_steps=2, test_steps=2, steps=300, gamma=0.9, width=32,
                        latent=16, inner_batch=64, outer_batch=64, late=0.5, eval_every=100,
                        policy_lr=5e-3, value_lr=5e-3, weight_decay=0.0),
 }

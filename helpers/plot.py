@@ -74,7 +74,7 @@ def label_ends(axes, ends, x):
 @rc_context({"font.size": 13})
 def curve(folders, path):
     """Held-out return before and after adaptation over meta-steps: a line for each run, a color and
-    a label for each variant."""
+    a label for each variant; beside them what the agents reach that made the data."""
     configs, tables = configs_of(folders), [read(folder, "metrics.csv") for folder in folders]
     variants = list(dict.fromkeys(config["variant"] for config in configs))
     figure, (axes,) = panels(9, 4.5)
@@ -84,7 +84,12 @@ def curve(folders, path):
         color = COLORS.get(variant, f"C{variants.index(variant)}")
         axes.plot(table["step"], table["after"], color=color)
         axes.plot(table["step"], table["before"], ":", color=color)
-        ends[LABELS.get(variant, variant)] = table["after"][-1], color
+        ends[f"{LABELS.get(variant, variant)}, adapted"] = table["after"][-1], color
+        ends["not adapted"] = table["before"][-1], color
+    if (pathlib.Path(folders[0]) / "summary.json").exists():
+        agents = read(folders[0], "summary.json", ("behavior_final",))["behavior_final"]
+        axes.axhline(agents, color="black", lw=1)
+        ends["the data's agents"] = agents, "black"
     axes.set(xlim=(None, last or 1), xlabel="meta-steps", ylabel="return on held-out tasks",
              title=f"{configs[0]['env']}: after (solid) and before (dotted) adaptation")
     label_ends(axes, ends, last)
