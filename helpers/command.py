@@ -101,7 +101,8 @@ def command_line(main, defaults, doc):
 
     Exit codes: 0; 1 diverged; 2 bad input, or what the system refuses; 130 Ctrl-C; 143 SIGTERM.
     """
-    parser = Parser(description=doc, allow_abbrev=False)
+    parser = Parser(description=doc, allow_abbrev=False,
+                    epilog="In brackets: what is used when no flag is given.")
     for config in defaults:
         for field in dataclasses.fields(config):
             kind = (dict(action=argparse.BooleanOptionalAction) if field.type is bool
