@@ -234,17 +234,20 @@ def life(env, pieces=20):
 
 # ------------------------------------------------------------------------------------ of one family
 def few(folder, path):
-    """Return over the number of training tasks, aligned agents; runs NAME_fewN and NAME_aligned."""
+    """Return over the number of training tasks, runs NAME_fewN and, of all
+    tasks, NAME_aligned where a method has that, else NAME."""
     found = {f.name.split("-s")[0] for f in folders_of(folder, "macaw_few*")}
     columns = {int(name.removeprefix("macaw_few")): name.removeprefix("macaw") for name in found}
     if not columns:
         raise BadInput(f"{folder} holds no macaw_fewN-sSEED; give a family's folder of results")
     family = envs.FAMILIES[folder.name]
-    columns[len(family.tasks) - len(family.test)] = "_aligned"
-    sizes, rows = sorted(columns), []
+    every = len(family.tasks) - len(family.test)
+    sizes, rows = sorted([*columns, every]), []
     figure, (axes,) = panels(8, 4.5)
     for name in ("macaw", "mt_awr", "focal", "pearl"):
-        x = paired(evidence.shared_of(folder, [name + columns[size] for size in sizes]))
+        whole = name + "_aligned" * bool(folders_of(folder, f"{name}_aligned"))     # its settings
+        x = paired(evidence.shared_of(folder, [
+            whole if size == every else name + columns[size] for size in sizes]))
         cells = [interval(seeds, vary(folder.name)) for seeds in x]     # of each size
         rows.append([LABELS[name], x.shape[1], *(as_text(*cell) for cell in cells)])
         band(axes, sizes, *np.transpose(cells), COLORS[name], LABELS[name])
