@@ -8,6 +8,7 @@ An interval is over seeds and tasks; over seeds alone where the tasks tested are
 """
 import contextlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -66,18 +67,23 @@ def dots(rows, columns, path, **texts):
 def overview(folder, path):
     """Mean returns on held-out tasks of the main methods, as in the README; no figure."""
     names, rows = ("meta_bc", "mt_awr", "no_advantage", "no_wt", "focal", "robust"), []
+    file = folder / "trivial.json"
+    trivial = json.loads(file.read_text()) if file.exists() else {}
     for env in envs.FAMILIES:
         runs = runs_of(folder / env, "macaw", ("tasks", "behavior_final", "seconds"))
         others = [runs_of(folder / env, name) for name in names]
         if runs:
-            after = numbers(runs, "after")
-            rows.append([f"`{env}`", f"{numbers(runs, 'before').mean():.0f}",
+            after, tasks = numbers(runs, "after"), list(trivial.get(env, {}).values())
+            rows.append([f"`{env}`", *(f"{np.mean([task[key] for task in tasks]):.0f}" if tasks
+                                       else "" for key in ("standing", "nearest")),
+                         f"{numbers(runs, 'before').mean():.0f}",
                          f"**{after.mean():.0f}** ± {after.mean(1).std():.0f}",
                          *(f"{numbers(found, 'after').mean():.0f}" if found else ""
                            for found in others), f"{runs[0]['behavior_final']:.0f}", len(runs),
                          f"{np.median([run['seconds'] for run in runs]):.0f} s"])
-    evidence.table(["family", "not adapted", "MACAW", *(LABELS[name] for name in names),
-                    "agents' final return", "runs of MACAW", "one run, one core"], rows)
+    evidence.table(["family", "standing still", "nearest agent", "not adapted", "MACAW",
+                    *(LABELS[name] for name in names), "agents' final return", "runs",
+                    "one run, one core"], rows)
 
 
 def rival(name, variant):

@@ -8,7 +8,7 @@ from conftest import HERE, command_line
 from matplotlib.figure import Figure
 
 import envs
-from experiments import poses, tables
+from experiments import poses, tables, trivial
 from helpers import evidence, plot
 
 
@@ -248,3 +248,15 @@ def test_shipped_evaluations_are_of_the_run_in_whose_folder_they_lie():
     evaluations = [path.parent for path in HERE.glob("results/*/*/*/summary.json")]
     assert len(evaluations) > 200
     assert not [str(e) for e in evaluations if before(e) != before(e.parent)]
+
+
+def test_a_replayed_agent_earns_what_it_earned_and_nobody_stands_for_free():
+    x, _ = data.read(data.default_path("cheetah_vel_strangers"), "cheetah_vel")
+    first = x["episode_length"][0]
+    earned = trivial.play("cheetah_vel", x["episode_task"][0], x["episode_seed"][:1],
+                          [x["actions"][:first]])
+    assert earned == pytest.approx(float(x["rewards"][:first].sum()), abs=1e-3)
+    assert trivial.play("cheetah_vel", 7, [0], np.zeros((1, 200, 6))) == pytest.approx(-120, abs=2)
+    points = trivial.features(envs.FAMILIES["ant_dir"].tasks)
+    angles = np.array([task["angle"] for task in envs.FAMILIES["ant_dir"].tasks])
+    assert np.linalg.norm(points[angles.argmin()] - points[angles.argmax()]) < 0.3     # a circle
