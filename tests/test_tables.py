@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import envs
 from experiments import poses, tables, trivial
-from helpers import evidence, plot
+from helpers import data, evidence, plot
 
 
 def keep(folder, name, number, after=0.0, columns=(), **changes):
