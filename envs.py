@@ -118,6 +118,9 @@ class PointGoal(gymnasium.Env):
         self.position = self.np_random.uniform(-0.2, 0.2, 2)
         return self.position.copy(), {}
 
+    def set_observation(self, observation):             # for helpers/check.py
+        self.position = np.array(observation, np.float64)
+
     def step(self, action):
         self.position = np.clip(self.position + self.step_length * action, -3.0, 3.0)
         transition = self.position.copy(), 0.0, False, False, {}
@@ -156,7 +159,8 @@ FAMILIES = {}
 def add(name, env, tasks, test, horizon=200):
     """Makes a family known to Gymnasium and to every program here."""
     FAMILIES[name] = Family(env, tasks, test, horizon)
-    gymnasium.register(f"macaw/{name}-v0", entry_point=env, max_episode_steps=horizon)
+    entry = f"{env.__module__}:{env.__name__}"          # text, so that Minari can note it down
+    gymnasium.register(f"macaw/{name}-v0", entry, max_episode_steps=horizon)
 
 
 add("cheetah_dir", CheetahDir, [dict(direction=1), dict(direction=-1)], test=(0, 1))

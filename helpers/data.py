@@ -2,6 +2,7 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 from typing import NamedTuple
@@ -60,11 +61,17 @@ def read(path, env):
     except Exception:                                   # of many kinds where a file is damaged
         raise BadInput(f"{path} cannot be read: it is cut off, damaged, not of collect.py or over "
                        f"{LARGEST / 1e9:.0f} GB; make it again") from None
+    check_rules(path, x, meta, env)
+    x = {name: x[name].astype(np.int64) if name.startswith("episode_") else x[name]
+         for name in COLUMNS}
+    return dict(x, actions=x["actions"].clip(-1, 1)), meta      # beyond by rounding at most
+
+
+def check_rules(path, x, meta, env):
+    """Raises BadInput where the arrays and metadata of a file break a rule."""
     for good, problem in rules(x, meta, env):
         if not good:
             raise BadInput(f"{path} {problem}")
-    return {name: x[name].astype(np.int64) if name.startswith("episode_") else x[name]
-            for name in COLUMNS}, meta
 
 
 def rules(x, meta, env):
@@ -113,10 +120,22 @@ def rules(x, meta, env):
         yield (np.ptp(x[name]) > 0,
                f"has one number everywhere in {name}, which teaches nothing; make it again")
     for i in set(task.tolist()):
-        yield (meta["tasks"].get(str(i)) == family.tasks[i],
-               f"has another task {i} than {env}; collect it with this version")
+        yield (same_task(meta["tasks"].get(str(i)), family.tasks[i]),
+               f"has another task {i} than {env} ({str(family.tasks[i])[:60]}); give each task the "
+               "id that it has in envs.py, or add a family of your own (docs/your_own.md)")
         yield (is_number(meta["behavior_final"].get(str(i))),
                f"has no behavior_final of task {i}; add the return that its agent had at the end")
+
+
+def same_task(one, other):
+    """Whether two tasks are the same, but for rounding."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_task(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_task, one, other))
+    if is_number(one) and is_number(other):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+    return one == other
 
 
 def is_number(x):
