@@ -1,4 +1,5 @@
 """Behaviour data: files, the offline buffers D_i made of them, and batches."""
+import copy
 import functools
 import hashlib
 import json
@@ -233,6 +234,17 @@ def mc_returns(rewards, length, gamma):
     return table[played]
 
 
+def unfold(x, gamma):
+    """Of each transition: place of its state among the observations, place of its episode's last
+    state, gamma^k at the time limit k steps later or 0, discounted rewards to the episode's end."""
+    length = x["episode_length"]
+    episode = np.repeat(np.arange(len(length)), length)
+    here, last = np.arange(len(episode)) + episode, np.cumsum(length + 1)[episode] - 1
+    terminated = np.isin(episode, episode[x["terminations"]])
+    discount = np.where(terminated, 0.0, gamma ** (last - here))
+    return here, last, discount, mc_returns(x["rewards"], length, gamma)
+
+
 def statistics(obs, rewards, returns):
     """What standardises observations and rewards, and what returns are divided by."""
     obs, rewards = obs.astype(np.float64), rewards.astype(np.float64)
@@ -297,25 +309,38 @@ class Buffers:
         total = np.bincount(episode, x["rewards"])                          # of each episode
         self.behavior_mean = {i: float(total[(group == 0) & (task == i)].mean()) for i in ids}
         self.behavior_final = {i: metas[0]["behavior_final"][str(i)] for i in ids}
-        returns = mc_returns(x["rewards"], length, config.gamma)
-        here = np.arange(len(episode)) + episode            # place of s among the observations,
-        last = np.cumsum(length + 1)[episode] - 1           # and of the episode's last state
-        terminated = np.isin(episode, episode[x["terminations"]])
-        discount = np.where(terminated, 0.0, config.gamma ** (last - here))
+        self.gamma = config.gamma
+        here, *_, returns = unfold(x, config.gamma)
         known = ((group == 0) & np.isin(task, self.train))[episode]
         stats = trained["stats"] if trained else statistics(
             x["observations"][here[known]], x["rewards"][known], returns[known])
+        self.stats = {name: torch.as_tensor(value, dtype=torch.float32, device=device)
+                      for name, value in stats.items()}
+        self.hold(x)
+
+    def hold(self, x):
+        """Keep the transitions of a file's arrays as tensors, standardised."""
+        device = self.stats["obs_mean"].device
 
         def tensor(array, dtype=torch.float32):
             return torch.as_tensor(array, dtype=dtype, device=device)
-        self.stats = stats = {name: tensor(value) for name, value in stats.items()}
+        here, last, discount, returns = unfold(x, self.gamma)
         self.obs = self.standardise(x["observations"])
         self.action, self.discount = tensor(x["actions"]), tensor(discount)
-        self.mc_return = tensor(returns) / stats["return_scale"]
+        self.mc_return = tensor(returns) / self.stats["return_scale"]
         self.reward_seen = self.standardise_reward(tensor(x["rewards"]))
         self.reward = self.scale_reward(self.reward_seen)
         self.terminated = tensor(x["terminations"])
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
+
+    def batch(self, x, size, seed=0):
+        """A batch (1, size) to adapt to, spread evenly over one task's transitions that are in no
+        file: arrays as `bring.episodes` makes them. Raises BadInput."""
+        some = copy.copy(self)
+        some.hold(x)
+        some.paths, some.lenders = ["what is given"], torch.tensor([0])
+        some.first, some.count = torch.tensor([[0]]), torch.tensor([[len(x["actions"])]])
+        return some.sample([0], [size], torch.Generator().manual_seed(seed))[0]
 
     def check_sizes(self, config):
         """Raises BadInput where a file has too little for the batches of a step."""
