@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import pathlib
 import re
+import warnings
 import zipfile
 
 import numpy as np
@@ -157,9 +158,12 @@ def bring(out, env, tasks, columns=slice(None), replay=True):
     x = {name: np.concatenate([part[name] for part in parts]) for name in data.COLUMNS}
     meta = dict(format=data.FORMAT, family=env, behavior_final=final,
                 tasks={str(i): family.tasks[i] for i in tasks})
-    data.check_rules(out, x, dict.fromkeys(data.BY_TASK, {}) | meta, env)
+    data.check_rules(out, x | {"metadata": meta}, dict.fromkeys(data.BY_TASK, {}) | meta, env)
     if replay:
-        check.report(x, env)
+        try:
+            check.report(x, env)
+        except BadInput as problem:
+            raise BadInput(f"{problem}, or give --no-check to write it as it is") from None
     data.write(out, x, meta)
 
 
@@ -259,11 +263,12 @@ def to_minari(path, env, prefix):
                 id=k, observations=part["observations"][first + k:last + k + 1].astype(np.float64),
                 **{name: part[name][first:last] for name in data.COLUMNS[1:5]}))
         names.append(f"{prefix}/task{i}-v0")
-        try:
-            minari.create_dataset_from_buffers(names[-1], buffers,
-                                               envs.make(env, meta["tasks"][str(i)]))
-        except ValueError as problem:
-            raise BadInput(f"{names[-1]}: {problem}; give another --to-minari") from None
+        with warnings.catch_warnings(action="ignore"):          # of authors, links and the like
+            try:
+                minari.create_dataset_from_buffers(names[-1], buffers,
+                                                   envs.make(env, meta["tasks"][str(i)]))
+            except ValueError as problem:
+                raise BadInput(f"{names[-1]}: {problem}; give another --to-minari") from None
     return names
 
 

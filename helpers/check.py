@@ -6,6 +6,7 @@ one step with the recorded actions, and compares what follows.
 It needs a MuJoCo environment whose observation is positions, then velocities, or any environment
 with a method set_observation(observation). Of others it says that it cannot tell.
 """
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -126,16 +127,15 @@ class Judge:
         return shares, said
 
     def why_states(self, task, steps):
-        def leads(state, action, following, task=task):
+        def leads(state, action, following):
             return self.near(self.simulator(task).step(state, action)[0], following)
         if leads(steps.following, steps.action, steps.state):
             return "episodes run backwards in time; turn them round"
         for shift in (-1, 1):
             if leads(steps.state, self.choose(task, self.inner, shift).action, steps.following):
                 return "actions are shifted by a step; pair each with the state it was taken in"
-        for other in self.others(task):
-            if leads(steps.state, steps.action, steps.following, other):
-                return f"the states are those of task {other}; correct the task's id"
+        if (other := self.another(task, steps, 0)) is not None:
+            return f"the states are those of task {other}; correct the task's id"
         return ("states do not follow from the actions; bring unscaled observations and actions of "
                 "the same simulator, in order")
 
@@ -143,23 +143,27 @@ class Judge:
         for shift in (-1, 1):
             if self.near(reward, self.choose(task, self.inner, shift).reward):
                 return "rewards are shifted by a step; pair each with the action that earned it"
-        for other in self.others(task):
-            if self.near(self.simulator(other).step(steps.state, steps.action)[1], steps.reward):
-                return f"the rewards are those of task {other}; correct the task's id"
+        if (other := self.another(task, steps, 1)) is not None:
+            return f"the rewards are those of task {other}; correct the task's id"
         cost = np.square(steps.action.astype(float)).sum(1)         # |a|^2
         own = self.simulator(task).own
-        for kind in [one for one in type(own).__mro__ if "step" in vars(one)][:-1]:
-            off = steps.reward - self.simulator(task).step(steps.state, steps.action, kind)[1]
-            weight = off @ cost / (cost @ cost)
-            if self.near(weight * cost, off):
-                whose = ("this family's" if kind is type(own) else
-                         f"those of {kind.__name__}, which knows no task,")
-                return (f"the rewards are {whose} but for {-weight:+.3f} |a|^2 of control cost; "
-                        "compute them again")
+        for kind in (type(own), type(own).__base__):        # the parent's reward knows no task
+            with contextlib.suppress(NotImplementedError):
+                found = self.simulator(task).step(steps.state, steps.action, kind)[1]
+                off = steps.reward - found
+                weight = off @ cost / (cost @ cost)
+                if self.near(weight * cost, off):
+                    return (f"the rewards are those of {kind.__name__} {weight:+.3f} |a|^2, not "
+                            "this family's; compute them again")
         return "the rewards are of another function than this family's; compute them again"
 
-    def others(self, task):
-        return [i for i in range(len(envs.FAMILIES[self.env].tasks)) if i != task]
+    def another(self, task, steps, what):
+        """The task that explains the states (what 0) or rewards (1) best; None where none does."""
+        stored = steps.following if what == 0 else steps.reward
+        shares = {i: self.share(self.simulator(i).step(steps.state, steps.action)[what], stored)
+                  for i in range(len(envs.FAMILIES[self.env].tasks)) if i != task}
+        best = max(shares, key=shares.get, default=None)
+        return best if shares.get(best, 0) >= MOST else None
 
 
 def report(x, env):
@@ -180,7 +184,7 @@ def report(x, env):
             wrong[task] = seen[1]
     if wrong:
         task, said = next(iter(wrong.items()))
-        raise BadInput(f"{len(wrong)} tasks do not fit; of task {task} {said}, or give --no-check")
+        raise BadInput(f"{len(wrong)} tasks do not fit; of task {task} {said}")
 
 
 @dataclasses.dataclass(frozen=True)

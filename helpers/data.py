@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 import envs
 from helpers.command import BadInput, replacing
@@ -27,13 +27,22 @@ OTHER_AGENTS = {        # files of a family's agents and of others, to adapt to 
     "ant_dir": "ant_dir,ant_dir_others",
     "walker_params": "walker_params,walker_params_others",
 }
+KINDS = {"f": "floats", "b": "bools", "iu": "whole numbers"}
 BY_TASK = "tasks", "behavior_final", "collector"        # the metadata that are dicts by task id
 
 
 # ------------------------------------------------------------------------------------------- files
 def path_of(name):
-    """A data file from its name: data/NAME.npz, which we ship, or a path if it ends with .npz."""
-    return pathlib.Path(name) if str(name).endswith(".npz") else DATA / f"{name}.npz"
+    """A data file from its name: data/NAME.npz, which we ship, or a path if it ends with .npz.
+    Raises BadInput for what is neither."""
+    path = pathlib.Path(name)
+    if path.suffix == ".npz":
+        return path
+    ours = DATA / f"{name}.npz"
+    if not ours.exists() and (path.exists() or path.suffix):
+        raise BadInput(f"{name} is no .npz file of ours; make one of it with `python -m "
+                       "helpers.bring` (docs/your_own.md) and name that")
+    return ours
 
 
 default_path = path_of      # of a family
@@ -60,8 +69,8 @@ def read(path, env):
         meta = dict(format=None, family=None) | {name: {} for name in BY_TASK}
         meta |= json.loads(str(x.get("metadata", "{}")))
     except Exception:                                   # of many kinds where a file is damaged
-        raise BadInput(f"{path} cannot be read: it is cut off, damaged, not of collect.py or over "
-                       f"{LARGEST / 1e9:.0f} GB; make it again") from None
+        raise BadInput(f"{path} is cut off, damaged, of another layout or over {LARGEST / 1e9:.0f} "
+                       "GB; make it again, or bring it in as docs/your_own.md says") from None
     check_rules(path, x, meta, env)
     x = {name: x[name].astype(np.int64) if name.startswith("episode_") else x[name]
          for name in COLUMNS}
@@ -79,7 +88,11 @@ def rules(x, meta, env):
     """Of each rule for a data file, whether it is kept, and what to say if not. A rule may rely on
     those before it."""
     for name in (*COLUMNS, "metadata"):
-        yield name in x, f"has no array {name}; add it as helpers/data.py describes"
+        yield (name in x, f"has no array {name}, only {', '.join(sorted(x))[:200]}; if these have "
+               "other names, `python -m helpers.bring` takes them (docs/your_own.md)")
+    for name in ("format", "family"):
+        yield (meta[name] is not None, f"has no {name} in its metadata; add it, as helpers/data.py "
+               "describes")
     yield ((meta["format"], meta["family"]) == (FORMAT, env),
            f"holds {meta['family']} in format {meta['format']}, not {env} in format {FORMAT}; give "
            "another --data or --env")
@@ -95,21 +108,24 @@ def rules(x, meta, env):
     highest = np.minimum(space.high + slack[1], FARTHEST)
     for name, (kinds, shape, low, high) in dict(        # kinds of dtype; bounds
             observations=("f", (steps + n, *space.shape), lowest, highest),     # T + 1 an episode
-            actions=("f", (steps, *actions.shape), -1, 1),
+            actions=("f", (steps, *actions.shape), -1 - ROUNDING, 1 + ROUNDING),
             rewards=("f", (steps,), -FARTHEST, FARTHEST),
             terminations=("b", (steps,), 0, 1),                             # whether it failed
             truncations=("b", (steps,), 0, 1),                              # whether time was up
             episode_task=("iu", (n,), 0, len(family.tasks) - 1),
             episode_number=("iu", (n,), 0, np.inf),             # among all that its agent played
-            episode_seed=("iu", (n,), 0, np.inf),               # of its reset
+            episode_seed=("iu", (n,), -1, np.inf),              # of its reset; -1: not known
             episode_length=("iu", (n,), 1, family.horizon)).items():
         yield (x[name].dtype.kind in kinds and x[name].shape == shape,
-               f"has {name} of another type or of other sizes than {env} and the lengths of its "
-               "episodes ask for; make it again")
+               f"has {name} of type {x[name].dtype} and shape {x[name].shape}, where {env} and the "
+               f"lengths of its episodes ask for {KINDS[kinds]} of shape {shape}; convert them, or "
+               "let `python -m helpers.bring` do it")
         low, high = np.float64(low), np.float64(high)   # float16 would hold no FARTHEST
-        yield ((low <= x[name].min(0)).all() and (x[name].max(0) <= high).all(),
-               f"has a number in {name} that is not finite or that {env} cannot have; leave its "
+        bad = (f"has a number in {name} that is not finite or that {env} cannot have; leave its "
                "episode out")
+        if name == "actions" and np.isfinite(x[name]).all():
+            bad = "has actions beyond [-1, 1]; clip them if your simulator does, else rescale them"
+        yield (low <= x[name].min(0)).all() and (x[name].max(0) <= high).all(), bad
     ends = np.flatnonzero(x["terminations"] | x["truncations"])
     yield (np.array_equal(ends, np.cumsum(length) - 1), "has an episode that does not end with its "
            "last step; mark this step, and no other, as a termination or a truncation")
@@ -159,6 +175,8 @@ def check_family(env):
           "no test tasks, or some that are not there; name ids of tasks, which begin at 0")
     example = envs.make(env, family.tasks[0])
     space, actions = example.observation_space, example.action_space
+    check(not isinstance(actions, Discrete | MultiDiscrete | MultiBinary),
+          "discrete actions; give an environment with continuous ones")
     check(all(isinstance(x, Box) and len(x.shape) == 1 for x in (space, actions)),
           "observations or actions that are no flat Box; flatten them")
     check((actions.low == -1).all() and (actions.high == 1).all(),
@@ -300,7 +318,7 @@ class Buffers:
         self.first, self.count = torch.as_tensor(first), torch.as_tensor(count)
         ids = np.flatnonzero(count[0]).tolist()
         self.test, self.train = split(path, config, ids, trained)
-        self.check(0, self.test, config.test_batch)
+        self.check(0, self.test, config.test_batch, "--test-batch")
         if not trained or lenders:
             self.check_sizes(config)
         self.id_dim = len(self.train) if config.task_ids else 0
@@ -353,14 +371,14 @@ class Buffers:
         for i in self.train:                                        # each task is in one of them
             self.check(self.lenders[self.count[self.lenders, i].argmax()], [i], 1)
 
-    def check(self, group, tasks, need):
+    def check(self, group, tasks, need, batches="batches"):
         """Raises BadInput where a group has fewer transitions of one of the tasks than needed."""
         group = torch.as_tensor(group).expand(len(tasks))
         count = self.count[group, tasks]
         if (count < need).any():
             k = int(count.argmin())
             raise BadInput(f"{self.paths[group[k]]} has {count[k]} transitions of task {tasks[k]}, "
-                           f"and {need} are needed; collect more or make batches smaller")
+                           f"and {need} are needed; collect more or make {batches} smaller")
 
     @functools.cached_property
     def fingerprint(self):
