@@ -129,7 +129,7 @@ class PointGoal(gymnasium.Env):
 
 
 class Recorded(gymnasium.Env):
-    """Stands for a robot that has recordings but no simulator: each episode ends at once, with 0."""
+    """Stands for a robot without a simulator, of which there are recordings: returns are 0."""
 
     def __init__(self, obs_dim: int, act_dim: int, render_mode: None = None, **task):
         self.observation_space = Box(-mujoco.mjMAXVAL, mujoco.mjMAXVAL, (obs_dim,), np.float64)

@@ -58,83 +58,72 @@ def same(a, b):
     return np.isclose(a, b, rtol=1e-4, atol=1e-5).all(-1)
 
 
-def transitions(arrays, columns=slice(None), note=print):
+def transitions(arrays, columns, whole):
     """Steps as they were played, a dict of arrays: state, action, reward, following state, whether
-    the agent failed, whether the episode ends. Raises BadInput."""
+    the agent failed, whether the episode ends. `whole`: all are one episode. Also of each step that
+    is dropped, because the state after it is not stored, whether it failed. Raises BadInput."""
     x = named(arrays)
+    states, n = x["observations"].reshape(len(x["observations"]), -1)[:, columns], len(x["actions"])
     failed, timed = x["terminations"] != 0, x["truncations"] != 0
-    state, n = x["observations"].reshape(len(x["observations"]), -1)[:, columns], len(x["actions"])
-    with_next = "next_observations" in x
-    if with_next:
-        following = x["next_observations"].reshape(len(x["next_observations"]), -1)[:, columns]
-    else:
-        state, following = state[:n], np.r_[state[1:], state[len(state) - (len(state) == n):]]
-    if not 0 < n == len(state) == len(following):
-        raise BadInput(f"there are {len(x['observations'])} observations for {n} actions; give one "
-                       "for each action, and one more or next_observations")
-    steps = dict(state=state.astype(np.float32), following=following.astype(np.float32),
-                 action=x["actions"].astype(np.float32), reward=x["rewards"].astype(np.float32),
+    steps = dict(state=states[:n], following=states[1:], action=x["actions"], reward=x["rewards"],
                  failed=failed, end=failed | timed)
-    steps["end"][-1] = True
-    if with_next:
-        steps = in_order(steps, note)
+    steps["end"][-1:] = True
+    if "next_observations" in x:
+        following = x["next_observations"]
+        steps["following"] = following.reshape(len(following), -1)[:, columns]
+    elif len(states) == n:                                  # no state after an episode's last step
+        if not whole and not timed.any():
+            raise BadInput("no step is marked as the last one of its episode; add truncations, "
+                           "timeouts or next_observations")
+        steps["following"] = np.r_[states[1:], states[-1:]]
+    if not (0 < n == len(steps["state"]) and steps["state"].shape == steps["following"].shape):
+        raise BadInput(f"there are {len(states)} observations for {n} actions, or other next_"
+                       "observations; give one of both for each action, or T + 1 observations")
+    if "next_observations" in x:
+        steps = in_order(steps)
         steps["end"][:-1] |= ~same(steps["following"][:-1], steps["state"][1:])
-    elif len(x["observations"]) == n:
-        steps = without_last(steps, note)
-    beyond = (np.abs(steps["action"]) > 1 + data.ROUNDING).any(-1).sum()
-    if beyond:
-        note(f"clipped {beyond} of {n} actions to [-1, 1], as MuJoCo does; if your simulator "
-             "rescales them, do that instead")
-    steps["action"] = steps["action"].clip(-1, 1)
-    return steps
+    elif len(states) == n:
+        keep = ~steps["end"]
+        steps["end"], steps["failed"] = np.r_[steps["end"][1:], True], np.zeros(n, bool)
+        return {name: array[keep] for name, array in steps.items()}, failed[~keep]
+    return steps, np.zeros(0, bool)
 
 
-def in_order(steps, note):
+def in_order(steps):
     """Turns episodes round that are stored from their end (as the MACAW authors' are)."""
     forward = same(steps["following"][:-1], steps["state"][1:])
     backward = same(steps["following"][1:], steps["state"][:-1])
     if backward.sum() <= forward.sum():
         return steps
     pieces = np.split(np.arange(len(steps["state"])), np.flatnonzero(~backward) + 1)
-    note(f"turned {len(pieces)} episodes round that are stored from their end")
-    order = np.concatenate([piece[::-1] for piece in pieces])
-    steps = {name: x[order] for name, x in steps.items()}
-    lengths = np.cumsum([len(piece) for piece in pieces])
-    steps["end"] = np.isin(np.arange(lengths[-1]), lengths - 1)
+    steps = {name: x[np.concatenate([i[::-1] for i in pieces])] for name, x in steps.items()}
+    steps["end"] = np.concatenate([np.arange(len(i)) == len(i) - 1 for i in pieces])
     return steps
-
-
-def without_last(steps, note):
-    """Drops each episode's last step, where the state that follows it is not stored."""
-    keep = ~steps["end"]
-    if keep.sum() + 1 == len(keep):
-        note("there are no ends of episodes; if there were several, add truncations")
-    note(f"dropped the last steps of {(~keep).sum()} episodes ({steps['failed'].sum()} failed): "
-         "the states after them are not stored; with next_observations they can stay")
-    steps["end"] = np.r_[steps["end"][1:], True]
-    return {name: x[keep] for name, x in dict(steps, failed=steps["failed"] & False).items()}
 
 
 def episodes(arrays, horizon, columns=slice(None), note=print):
     """One task's episodes, cut to the horizon: observations (T + 1 each), actions, rewards,
     terminations, truncations and episode_length, as in a data file. `arrays`: a dict by name, of
     all steps in the order in which they were played; or a list of such dicts, an episode each.
-    Raises BadInput."""
-    parts = [transitions(one, columns, note) for one in ([arrays] if hasattr(arrays, "keys")
-                                                         else arrays)]
-    if not sum(len(part["state"]) for part in parts):
-        raise BadInput("there is no whole step; give longer episodes")
+    `note` is told what changes. Raises BadInput."""
+    whole = not hasattr(arrays, "keys")
+    parts, dropped = zip(*(transitions(one, columns, whole)
+                           for one in (arrays if whole else [arrays])))
+    dropped = np.concatenate(dropped)
     steps = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    steps = {name: x if x.dtype == bool else x.astype(np.float32) for name, x in steps.items()}
     n = np.diff(np.r_[-1, np.flatnonzero(steps["end"])])                # lengths before the cut
+    if not n.size:
+        raise BadInput("there is no step whose following state is known; give longer episodes")
     within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)        # place in its episode
-    if n.max() > horizon:
-        note(f"cut episodes of up to {n.max()} steps to pieces of {horizon}, the horizon")
     end = steps["end"] | (within % horizon == horizon - 1)
     failed = end & steps["failed"] & (within % horizon < horizon - 1)       # else time was up
     length = np.diff(np.r_[-1, np.flatnonzero(end)])
-    last = np.cumsum(length)
-    return dict(observations=np.insert(steps["state"], last, steps["following"][end], axis=0),
-                actions=steps["action"], rewards=steps["reward"], terminations=failed,
+    beyond = (np.abs(steps["action"]) > 1 + data.ROUNDING).any(-1).sum()
+    note(f"{len(end)} steps, {len(n)} episodes cut to {len(length)}, {failed.sum()} failures; "
+         f"clipped {beyond} actions; dropped {len(dropped)} last steps, {dropped.sum()} failures")
+    return dict(observations=np.insert(steps["state"], length.cumsum(), steps["following"][end], 0),
+                actions=steps["action"].clip(-1, 1), rewards=steps["reward"], terminations=failed,
                 truncations=end & ~failed, episode_length=length)
 
 
