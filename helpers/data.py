@@ -39,7 +39,7 @@ def path_of(name):
     if path.suffix == ".npz":
         return path
     ours = DATA / f"{name}.npz"
-    if not ours.exists() and (path.exists() or path.suffix):
+    if name not in envs.FAMILIES and not ours.exists() and (path.exists() or path.suffix):
         raise BadInput(f"{name} is no .npz file of ours; make one of it with `python -m "
                        "helpers.bring` (docs/your_own.md) and name that")
     return ours
