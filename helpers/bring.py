@@ -120,8 +120,9 @@ def episodes(arrays, horizon, columns=slice(None), note=print):
     failed = end & steps["failed"] & (within % horizon < horizon - 1)       # else time was up
     length = np.diff(np.r_[-1, np.flatnonzero(end)])
     beyond = (np.abs(steps["action"]) > 1 + data.ROUNDING).any(-1).sum()
-    note(f"{len(end)} steps, {len(n)} episodes cut to {len(length)}, {failed.sum()} failures; "
-         f"clipped {beyond} actions; dropped {len(dropped)} last steps, {dropped.sum()} failures")
+    note(f"{len(end)} steps in {len(length)} episodes ({len(n)} before the cut at the horizon), "
+         f"{failed.sum()} failed; clipped {beyond} actions; dropped {len(dropped)} last steps "
+         f"({dropped.sum()} of failures)")
     return dict(observations=np.insert(steps["state"], length.cumsum(), steps["following"][end], 0),
                 actions=steps["action"].clip(-1, 1), rewards=steps["reward"], terminations=failed,
                 truncations=end & ~failed, episode_length=length)
@@ -207,8 +208,8 @@ def read_hdf5(path):
         with extra("h5py").File(path) as file:
             groups = sorted((name for name in file if name.startswith("episode_")), key=by_number)
             return [arrays(file[name]) for name in groups] or arrays(file)
-    except OSError as problem:
-        raise BadInput(f"{path} is not there or is no whole HDF5 file: {problem}") from None
+    except OSError:
+        raise BadInput(f"{path} is not there, or no whole HDF5 file; name one that is") from None
 
 
 def read_minari(name):
@@ -278,9 +279,9 @@ def main(given):
     if config.to_minari:
         path = data.path_of(config.data or config.env)
         return print(*to_minari(path, config.env, config.to_minari), sep="\n")
-    family, sources = envs.FAMILIES[config.env], data.parse_files(config.data)
-    ids = data.parse_ids(config.tasks, range(len(family.tasks)))
-    if len(ids) != len(sources) or not config.out.endswith(".npz"):
+    sources = [name.strip() for name in config.data.split(",") if name.strip()]
+    ids = data.parse_ids(config.tasks, range(len(envs.FAMILIES[config.env].tasks)))
+    if not ids or len(ids) != len(sources) or not config.out.endswith(".npz"):
         raise BadInput("give --tasks and --data of equal length, as in --tasks 2,7 --data "
                        "slow.hdf5,fast.hdf5, and an --out that ends with .npz")
     if not re.fullmatch(r"(\d+:\d+)?", config.columns):

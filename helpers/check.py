@@ -12,6 +12,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
 
 import envs
 from helpers import command, data
@@ -45,7 +46,9 @@ class Simulator:
         if hasattr(own, "set_observation"):
             own.set_observation(observation)
             return True
-        hidden = own.model.nq + own.model.nv - len(observation) if hasattr(own, "set_state") else -1
+        if not isinstance(own, MujocoEnv):
+            return False
+        hidden = own.model.nq + own.model.nv - len(observation)
         if not 0 <= hidden <= 3:                        # how far it has run is not observed
             return False
         full = np.r_[np.zeros(hidden), observation]
