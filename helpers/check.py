@@ -41,27 +41,30 @@ class Simulator:
         self.own = self.env.unwrapped
 
     def set(self, observation):
-        """To the state of an observation; returns False where that does not tell it."""
+        """To the state that an observation tells."""
         own = self.own
         if hasattr(own, "set_observation"):
-            own.set_observation(observation)
-            return True
-        if not isinstance(own, MujocoEnv):
-            return False
-        hidden = own.model.nq + own.model.nv - len(observation)
-        if not 0 <= hidden <= 3:                        # how far it has run is not observed
-            return False
+            return own.set_observation(observation)
+        hidden = own.model.nq + own.model.nv - len(observation)     # how far it has run
         full = np.r_[np.zeros(hidden), observation]
         own.set_state(full[:own.model.nq], full[own.model.nq:])
+
+    def can_tell(self, observation):
+        """Whether an observation tells the state."""
+        own = self.own
+        if hasattr(own, "set_observation"):
+            return True
+        if not isinstance(own, MujocoEnv) or len(observation) > own.model.nq + own.model.nv:
+            return False
+        self.set(observation)
         return np.allclose(own._get_obs(), observation)
 
     def step(self, states, actions, of=None):
-        """What follows: states, rewards, whether failed; None where it cannot tell. `of`: a parent
-        class of the environment, whose step it takes."""
+        """What follows: states, rewards, whether failed. `of`: a parent class of the environment,
+        whose step it takes."""
         found = []
         for state, action in zip(states, actions):
-            if not self.set(state):
-                return None
+            self.set(state)
             found.append((of or type(self.own)).step(self.own, action)[:3])
         return [np.array(column) for column in zip(*found)]
 
@@ -106,11 +109,10 @@ class Judge:
         """Shares of steps that the simulator confirms: state, reward, last state, last reward, end;
         and what is wrong in words ("" if nothing). None where it cannot tell."""
         inner, last = (self.choose(task, where) for where in (self.inner, self.last))
-        if not len(inner.state) or not len(last.state):
+        simulator = self.simulator(task)
+        if not len(last.state) or not len(inner.state) or not simulator.can_tell(inner.state[0]):
             return None
-        found, found_last = (self.simulator(task).step(s.state, s.action) for s in (inner, last))
-        if found is None:
-            return None
+        found, found_last = (simulator.step(steps.state, steps.action) for steps in (inner, last))
         shares = [self.share(found[0], inner.following), self.share(found[1], inner.reward),
                   self.share(found_last[0], last.following), self.share(found_last[1], last.reward),
                   np.mean(found_last[2] == last.failed)]
