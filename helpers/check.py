@@ -4,7 +4,8 @@ one step with the recorded actions, and compares what follows.
     python -m helpers.check --env cheetah_vel --data mine.npz
 
 It needs a MuJoCo environment whose observation is positions, then velocities, or any environment
-with a method set_observation(observation). Of others it says that it cannot tell.
+with a method set_observation(observation). Of others it says that it cannot tell. It does not see
+the order of episodes; and of what is wrong in few of a task's steps only the table tells.
 """
 import contextlib
 import dataclasses
@@ -189,7 +190,7 @@ def report(x, env):
             wrong[task] = seen[1]
     if wrong:
         task, said = next(iter(wrong.items()))
-        raise BadInput(f"{len(wrong)} tasks do not fit; of task {task} {said}")
+        raise BadInput(f"{len(wrong)} tasks of the file do not fit; of task {task} {said}")
 
 
 @dataclasses.dataclass(frozen=True)
