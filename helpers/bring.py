@@ -200,14 +200,11 @@ def read_rows(path, act_dim):
 
 
 def read_hdf5(path):
-    """Arrays, or Minari's groups of them, an episode each, from an HDF5 file."""
-    def arrays(group):
-        return {name: x[()] for name, x in group.items() if hasattr(x, "dtype")
-                and name in [*NAMES, *sum(NAMES.values(), ())]}
+    """The arrays of an HDF5 file that have a name we know."""
     try:
         with extra("h5py").File(path) as file:
-            groups = sorted((name for name in file if name.startswith("episode_")), key=by_number)
-            return [arrays(file[name]) for name in groups] or arrays(file)
+            return {name: file[name][()] for name in [*NAMES, *sum(NAMES.values(), ())]
+                    if hasattr(file.get(name), "dtype")}
     except OSError:
         raise BadInput(f"{path} is not there, or no whole HDF5 file; name one that is") from None
 
