@@ -118,11 +118,28 @@ class PointGoal(gymnasium.Env):
         self.position = self.np_random.uniform(-0.2, 0.2, 2)
         return self.position.copy(), {}
 
+    def set_observation(self, observation):             # for helpers/check.py
+        self.position = np.array(observation, np.float64)
+
     def step(self, action):
         self.position = np.clip(self.position + self.step_length * action, -3.0, 3.0)
         transition = self.position.copy(), 0.0, False, False, {}
         return _retold(transition, reward_ctrl=-0.01 * float(np.sum(np.square(action))),
                        reward_goal=-float(np.linalg.norm(self.position - self.goal)))
+
+
+class Recorded(gymnasium.Env):
+    """Stands for a robot without a simulator, of which there are recordings: returns are 0."""
+
+    def __init__(self, obs_dim: int, act_dim: int, render_mode: None = None, **task):
+        self.observation_space = Box(-mujoco.mjMAXVAL, mujoco.mjMAXVAL, (obs_dim,), np.float64)
+        self.action_space = Box(-1.0, 1.0, (act_dim,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(self.observation_space.shape), {}
+
+    def step(self, action):
+        return np.zeros(self.observation_space.shape), 0.0, False, True, {}
 
 
 class Family(NamedTuple):
@@ -156,7 +173,8 @@ FAMILIES = {}
 def add(name, env, tasks, test, horizon=200):
     """Makes a family known to Gymnasium and to every program here."""
     FAMILIES[name] = Family(env, tasks, test, horizon)
-    gymnasium.register(f"macaw/{name}-v0", entry_point=env, max_episode_steps=horizon)
+    entry = f"{env.__module__}:{env.__name__}"          # text, so that Minari can note it down
+    gymnasium.register(f"macaw/{name}-v0", entry, max_episode_steps=horizon)
 
 
 add("cheetah_dir", CheetahDir, [dict(direction=1), dict(direction=-1)], test=(0, 1))

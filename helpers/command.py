@@ -172,7 +172,8 @@ def check_device(name):
         if torch.zeros(1, device=name).device.type not in ("cpu", "cuda"):
             raise RuntimeError
     except (RuntimeError, AssertionError):
-        raise BadInput(f"there is no device {name} here; use --device cpu") from None
+        raise BadInput(f"there is no device {name} here, or it is neither cpu nor cuda; use "
+                       "--device cpu") from None
 
 
 @contextlib.contextmanager

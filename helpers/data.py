@@ -1,14 +1,16 @@
 """Behaviour data: files, the offline buffers D_i made of them, and batches."""
+import copy
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 import envs
 from helpers.command import BadInput, replacing
@@ -25,13 +27,22 @@ OTHER_AGENTS = {        # files of a family's agents and of others, to adapt to 
     "ant_dir": "ant_dir,ant_dir_others",
     "walker_params": "walker_params,walker_params_others",
 }
+KINDS = {"f": "floats", "b": "bools", "iu": "whole numbers"}
 BY_TASK = "tasks", "behavior_final", "collector"        # the metadata that are dicts by task id
 
 
 # ------------------------------------------------------------------------------------------- files
 def path_of(name):
-    """A data file from its name: data/NAME.npz, which we ship, or a path if it ends with .npz."""
-    return pathlib.Path(name) if str(name).endswith(".npz") else DATA / f"{name}.npz"
+    """A data file from its name: data/NAME.npz, which we ship, or a path if it ends with .npz.
+    Raises BadInput for what is neither."""
+    path = pathlib.Path(name)
+    if path.suffix == ".npz":
+        return path
+    ours = DATA / f"{name}.npz"
+    if name not in envs.FAMILIES and not ours.exists() and (path.exists() or path.suffix):
+        raise BadInput(f"{name} is no .npz file of ours; make one of it with `python -m "
+                       "helpers.bring` (docs/your_own.md) and name that")
+    return ours
 
 
 default_path = path_of      # of a family
@@ -58,20 +69,30 @@ def read(path, env):
         meta = dict(format=None, family=None) | {name: {} for name in BY_TASK}
         meta |= json.loads(str(x.get("metadata", "{}")))
     except Exception:                                   # of many kinds where a file is damaged
-        raise BadInput(f"{path} cannot be read: it is cut off, damaged, not of collect.py or over "
-                       f"{LARGEST / 1e9:.0f} GB; make it again") from None
+        raise BadInput(f"{path} is cut off, damaged, of another layout or over {LARGEST / 1e9:.0f} "
+                       "GB; make it again, or bring it in as docs/your_own.md says") from None
+    check_rules(path, x, meta, env)
+    x = {name: x[name].astype(np.int64) if name.startswith("episode_") else x[name]
+         for name in COLUMNS}
+    return dict(x, actions=x["actions"].clip(-1, 1)), meta      # beyond by rounding at most
+
+
+def check_rules(path, x, meta, env):
+    """Raises BadInput where the arrays and metadata of a file break a rule."""
     for good, problem in rules(x, meta, env):
         if not good:
             raise BadInput(f"{path} {problem}")
-    return {name: x[name].astype(np.int64) if name.startswith("episode_") else x[name]
-            for name in COLUMNS}, meta
 
 
 def rules(x, meta, env):
     """Of each rule for a data file, whether it is kept, and what to say if not. A rule may rely on
     those before it."""
     for name in (*COLUMNS, "metadata"):
-        yield name in x, f"has no array {name}; add it as helpers/data.py describes"
+        yield (name in x, f"has no array {name}, only {', '.join(sorted(x))[:200]}; if these have "
+               "other names, `python -m helpers.bring` takes them (docs/your_own.md)")
+    for name in ("format", "family"):
+        yield (meta[name] is not None, f"has no {name} in its metadata; add it, as helpers/data.py "
+               "describes")
     yield ((meta["format"], meta["family"]) == (FORMAT, env),
            f"holds {meta['family']} in format {meta['format']}, not {env} in format {FORMAT}; give "
            "another --data or --env")
@@ -87,21 +108,24 @@ def rules(x, meta, env):
     highest = np.minimum(space.high + slack[1], FARTHEST)
     for name, (kinds, shape, low, high) in dict(        # kinds of dtype; bounds
             observations=("f", (steps + n, *space.shape), lowest, highest),     # T + 1 an episode
-            actions=("f", (steps, *actions.shape), -1, 1),
+            actions=("f", (steps, *actions.shape), -1 - ROUNDING, 1 + ROUNDING),
             rewards=("f", (steps,), -FARTHEST, FARTHEST),
             terminations=("b", (steps,), 0, 1),                             # whether it failed
             truncations=("b", (steps,), 0, 1),                              # whether time was up
             episode_task=("iu", (n,), 0, len(family.tasks) - 1),
             episode_number=("iu", (n,), 0, np.inf),             # among all that its agent played
-            episode_seed=("iu", (n,), 0, np.inf),               # of its reset
+            episode_seed=("iu", (n,), -1, np.inf),              # of its reset; -1: not known
             episode_length=("iu", (n,), 1, family.horizon)).items():
         yield (x[name].dtype.kind in kinds and x[name].shape == shape,
-               f"has {name} of another type or of other sizes than {env} and the lengths of its "
-               "episodes ask for; make it again")
+               f"has {name} of type {x[name].dtype} and shape {x[name].shape}, where {env} and the "
+               f"lengths of its episodes ask for {KINDS[kinds]} of shape {shape}; convert them, or "
+               "let `python -m helpers.bring` do it")
         low, high = np.float64(low), np.float64(high)   # float16 would hold no FARTHEST
-        yield ((low <= x[name].min(0)).all() and (x[name].max(0) <= high).all(),
-               f"has a number in {name} that is not finite or that {env} cannot have; leave its "
+        bad = (f"has a number in {name} that is not finite or that {env} cannot have; leave its "
                "episode out")
+        if name == "actions" and np.isfinite(x[name]).all():
+            bad = "has actions beyond [-1, 1]; clip them if your simulator does, else rescale them"
+        yield (low <= x[name].min(0)).all() and (x[name].max(0) <= high).all(), bad
     ends = np.flatnonzero(x["terminations"] | x["truncations"])
     yield (np.array_equal(ends, np.cumsum(length) - 1), "has an episode that does not end with its "
            "last step; mark this step, and no other, as a termination or a truncation")
@@ -113,10 +137,22 @@ def rules(x, meta, env):
         yield (np.ptp(x[name]) > 0,
                f"has one number everywhere in {name}, which teaches nothing; make it again")
     for i in set(task.tolist()):
-        yield (meta["tasks"].get(str(i)) == family.tasks[i],
-               f"has another task {i} than {env}; collect it with this version")
+        yield (same_task(meta["tasks"].get(str(i)), family.tasks[i]),
+               f"has another task {i} than {env} ({str(family.tasks[i])[:60]}); give each task the "
+               "id that it has in envs.py, or add a family of your own (docs/your_own.md)")
         yield (is_number(meta["behavior_final"].get(str(i))),
                f"has no behavior_final of task {i}; add the return that its agent had at the end")
+
+
+def same_task(one, other):
+    """Whether two tasks are the same, but for rounding."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_task(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_task, one, other))
+    if is_number(one) and is_number(other):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+    return one == other
 
 
 def is_number(x):
@@ -139,6 +175,8 @@ def check_family(env):
           "no test tasks, or some that are not there; name ids of tasks, which begin at 0")
     example = envs.make(env, family.tasks[0])
     space, actions = example.observation_space, example.action_space
+    check(not isinstance(actions, Discrete | MultiDiscrete | MultiBinary),
+          "discrete actions; give an environment with continuous ones")
     check(all(isinstance(x, Box) and len(x.shape) == 1 for x in (space, actions)),
           "observations or actions that are no flat Box; flatten them")
     check((actions.low == -1).all() and (actions.high == 1).all(),
@@ -214,6 +252,17 @@ def mc_returns(rewards, length, gamma):
     return table[played]
 
 
+def unfold(x, gamma):
+    """Of each transition: place of its state among the observations, place of its episode's last
+    state, gamma^k at the time limit k steps later or 0, discounted rewards to the episode's end."""
+    length = x["episode_length"]
+    episode = np.repeat(np.arange(len(length)), length)
+    here, last = np.arange(len(episode)) + episode, np.cumsum(length + 1)[episode] - 1
+    terminated = np.isin(episode, episode[x["terminations"]])
+    discount = np.where(terminated, 0.0, gamma ** (last - here))
+    return here, last, discount, mc_returns(x["rewards"], length, gamma)
+
+
 def statistics(obs, rewards, returns):
     """What standardises observations and rewards, and what returns are divided by."""
     obs, rewards = obs.astype(np.float64), rewards.astype(np.float64)
@@ -269,7 +318,7 @@ class Buffers:
         self.first, self.count = torch.as_tensor(first), torch.as_tensor(count)
         ids = np.flatnonzero(count[0]).tolist()
         self.test, self.train = split(path, config, ids, trained)
-        self.check(0, self.test, config.test_batch)
+        self.check(0, self.test, config.test_batch, "--test-batch")
         if not trained or lenders:
             self.check_sizes(config)
         self.id_dim = len(self.train) if config.task_ids else 0
@@ -278,25 +327,38 @@ class Buffers:
         total = np.bincount(episode, x["rewards"])                          # of each episode
         self.behavior_mean = {i: float(total[(group == 0) & (task == i)].mean()) for i in ids}
         self.behavior_final = {i: metas[0]["behavior_final"][str(i)] for i in ids}
-        returns = mc_returns(x["rewards"], length, config.gamma)
-        here = np.arange(len(episode)) + episode            # place of s among the observations,
-        last = np.cumsum(length + 1)[episode] - 1           # and of the episode's last state
-        terminated = np.isin(episode, episode[x["terminations"]])
-        discount = np.where(terminated, 0.0, config.gamma ** (last - here))
+        self.gamma = config.gamma
+        here, *_, returns = unfold(x, config.gamma)
         known = ((group == 0) & np.isin(task, self.train))[episode]
         stats = trained["stats"] if trained else statistics(
             x["observations"][here[known]], x["rewards"][known], returns[known])
+        self.stats = {name: torch.as_tensor(value, dtype=torch.float32, device=device)
+                      for name, value in stats.items()}
+        self.hold(x)
+
+    def hold(self, x):
+        """Keep the transitions of a file's arrays as tensors, standardised."""
+        device = self.stats["obs_mean"].device
 
         def tensor(array, dtype=torch.float32):
             return torch.as_tensor(array, dtype=dtype, device=device)
-        self.stats = stats = {name: tensor(value) for name, value in stats.items()}
+        here, last, discount, returns = unfold(x, self.gamma)
         self.obs = self.standardise(x["observations"])
         self.action, self.discount = tensor(x["actions"]), tensor(discount)
-        self.mc_return = tensor(returns) / stats["return_scale"]
+        self.mc_return = tensor(returns) / self.stats["return_scale"]
         self.reward_seen = self.standardise_reward(tensor(x["rewards"]))
         self.reward = self.scale_reward(self.reward_seen)
         self.terminated = tensor(x["terminations"])
         self.here, self.last = tensor(here, torch.long), tensor(last, torch.long)
+
+    def batch(self, x, size, seed=0):
+        """A batch (1, size) to adapt to, spread evenly over one task's transitions that are in no
+        file: arrays as `bring.episodes` makes them. Raises BadInput."""
+        some = copy.copy(self)
+        some.hold(x)
+        some.paths, some.lenders = ["what is given"], torch.tensor([0])
+        some.first, some.count = torch.tensor([[0]]), torch.tensor([[len(x["actions"])]])
+        return some.sample([0], [size], torch.Generator().manual_seed(seed))[0]
 
     def check_sizes(self, config):
         """Raises BadInput where a file has too little for the batches of a step."""
@@ -309,14 +371,14 @@ class Buffers:
         for i in self.train:                                        # each task is in one of them
             self.check(self.lenders[self.count[self.lenders, i].argmax()], [i], 1)
 
-    def check(self, group, tasks, need):
+    def check(self, group, tasks, need, batches="batches"):
         """Raises BadInput where a group has fewer transitions of one of the tasks than needed."""
         group = torch.as_tensor(group).expand(len(tasks))
         count = self.count[group, tasks]
         if (count < need).any():
             k = int(count.argmin())
             raise BadInput(f"{self.paths[group[k]]} has {count[k]} transitions of task {tasks[k]}, "
-                           f"and {need} are needed; collect more or make batches smaller")
+                           f"and {need} are needed; collect more or make {batches} smaller")
 
     @functools.cached_property
     def fingerprint(self):

@@ -285,9 +285,10 @@ def load(method, path, device="cpu", resume=False, **changes):
         for field in dataclasses.fields(method.config):
             name = field.name
             free = ("resume" if resume else "evaluate") in field.metadata["free"]
+            why = ", where its step sizes reach 0" if name == "steps" else ""
             check(free or name not in changes or changes[name] == config[name],
-                  f"was made with --{name.replace('_', '-')} {config.get(name)}; omit the flag or "
-                  "start a new run")
+                  f"was made with --{name.replace('_', '-')} {config.get(name)}{why}; omit the "
+                  "flag or start a new run")
         check(set(config) == {field.name for field in dataclasses.fields(method.config)},
               "was made with other settings than this version has; train again")
         config = command.checked(method.config, {**config, **changes})

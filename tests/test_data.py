@@ -57,6 +57,9 @@ def test_shipped_episodes_replay_from_their_seed_and_actions(path):
 def test_a_name_without_an_ending_is_a_file_that_we_ship():
     assert data.path_of("cheetah_vel_others") == HERE / "data/cheetah_vel_others.npz"
     assert data.path_of("x/mine.npz").as_posix() == "x/mine.npz"
+    for name in ("mine.hdf5", "mine.pkl", "docs"):              # what is brought in first
+        with pytest.raises(BadInput, match="helpers.bring"):
+            data.path_of(HERE / name)
 
 
 def cell(name, place, value):
@@ -78,7 +81,8 @@ def metadata(**changes):
 BAD = {             # changes of a good file, one or two for each rule
     "no array": lambda x: x.pop("rewards"), "no metadata": lambda x: x.pop("metadata"),
     "metadata no JSON": column("metadata", lambda x: np.array("{")),
-    "other format": metadata(format=99), "other family": metadata(family="cheetah_vel"),
+    "other format": metadata(format=99), "no family": metadata(family=None),
+    "other family": metadata(family="cheetah_vel"),
     "tasks a list": metadata(tasks=[]),
     "fractional lengths": column("episode_length", lambda x: x.astype(float)),
     "no episode": lambda x: x.update({name: x[name][:0] for name in data.COLUMNS}),
@@ -183,6 +187,16 @@ def test_numbers_of_any_precision_and_numberings_with_gaps_will_do(tmp_path):
     a, b = (Buffers(tmp_path / name, config_of(**SIZES | dict(holdout="1")))
             for name in ("a.npz", "b.npz"))
     assert torch.equal(a.last, b.last) and torch.equal(a.first, b.first)
+
+
+def test_what_differs_by_rounding_is_the_same(tmp_path):
+    """Tasks, and actions beyond 1."""
+    x = small_file(tmp_path / "x.npz")
+    tasks = [dict(goal=[value * (1 + 1e-9) for value in task["goal"]])
+             for task in envs.FAMILIES["point_goal"].tasks[:3]]
+    x["actions"][3] = 1 + 1e-6
+    small_file(tmp_path / "x.npz", tasks=dict(enumerate(tasks)), actions=x["actions"])
+    assert data.read(tmp_path / "x.npz", "point_goal")[0]["actions"][3].tolist() == [1, 1]
 
 
 def test_a_file_of_ones_own_may_describe_more_tasks_and_no_collectors(tmp_path):

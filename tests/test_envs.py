@@ -27,6 +27,7 @@ def test_tasks_survive_json_and_gymnasium_make(name):
     assert tasks == family.tasks and len({json.dumps(task) for task in tasks}) == len(tasks)
     assert set(family.test) <= set(range(len(tasks)))
     one, two = gymnasium.make(f"macaw/{name}-v0", **tasks[-1]), envs.make(name, tasks[-1])
+    assert gymnasium.make(type(one.spec).from_json(one.spec.to_json())).spec == one.spec
     copy = pickle.loads(pickle.dumps(two.unwrapped))
     for env in (one, two, copy):
         env.reset(seed=3)

@@ -53,7 +53,7 @@ def test_a_reader_can_add_a_family(tmp_path):
     shutil.copytree(HERE / "helpers", tmp_path / "helpers")
     (tmp_path / "data").mkdir()
     page = (HERE / "docs/your_own.md").read_text()
-    example, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example, = re.findall(r"```python\n(from gymnasium.*?)```", page, re.DOTALL)
     with open(tmp_path / "envs.py", "a") as file:
         file.write("\n\n" + example)
     for line in (["collect.py", "--steps", "800", "--keep", "800", "--width", "8", "--batch", "8",
