@@ -22,6 +22,7 @@ and its paper's training loop, train(run, until), of this form:
 """
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -35,7 +36,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import envs
-from helpers import command, plot, render
+from helpers import bring, command, plot, render
 from helpers.command import BadInput, Diverged, flag
 from helpers.data import Buffers, parse_files, path_of
 
@@ -75,6 +76,8 @@ class Options:
     out: str = flag("", "run folder; a new one under runs/ when empty")
     resume: bool = flag(False, "continue from the checkpoint in --out")
     evaluate: str = flag("", "a checkpoint to meta-test without training; --out keeps its summary")
+    task: str = flag("", "with --evaluate, a task in no list, as in '{\"velocity\": 1.23}'; "
+                         "--data is then any source of it that helpers/bring.py reads")
     render: str = flag("", "a .gif to draw of a held-out task before and after adaptation")
     device: str = flag("cpu", "cpu or cuda")
 
@@ -357,6 +360,8 @@ def execute(method, options, given):
     if options.resume and (options.evaluate or not options.out):
         raise BadInput("--resume trains on with the run in --out; name that folder, and give no "
                        "--evaluate")
+    if options.task:
+        return adapt_to(method, options, given)
     if options.evaluate:
         run = load(method, options.evaluate, options.device, **given)
     elif options.resume:
@@ -379,6 +384,23 @@ def execute(method, options, given):
     if dist.is_initialized():           # torchrun treats an early exit as a failure of all
         dist.barrier()
         dist.destroy_process_group()
+
+
+def adapt_to(method, options, given):
+    """Print returns on a task that is in no list, before and after adaptation to its data."""
+    source = given.pop("data", "")
+    if not (options.evaluate and source):
+        raise BadInput("--task needs --evaluate with a checkpoint, and --data of the task")
+    run = load(method, options.evaluate, options.device, **given)
+    D = bring.batch(run, bring.read(source, run.buffers.act_dim))
+    try:
+        env = envs.make(run.config.env, json.loads(options.task))
+    except (ValueError, TypeError) as problem:
+        raise BadInput(f"--task {options.task} is no task of {run.config.env}: {problem}; write it "
+                       f"as {json.dumps(envs.FAMILIES[run.config.env].tasks[0])}") from None
+    for adapted, name in ((False, "before"), (True, "after")):
+        total, = envs.rollout(run.learner.policies(D, adapted), [env], [0], run.buffers.observe)
+        print(f"{name} adaptation {total:.1f}")
 
 
 def train(run):
