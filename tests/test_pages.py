@@ -158,7 +158,7 @@ def test_budgets_hold():
     def lines(*paths):
         return sum(len(path.read_text().splitlines()) for path in paths)
     assert lines(HERE / "macaw.py") <= 450
-    assert lines(*CODE[3:], *(HERE / "notebooks").glob("*.py")) <= 4050
+    assert lines(*CODE[3:], *(HERE / "notebooks").glob("*.py")) <= 4100
     assert lines(HERE / "test_macaw.py", *(HERE / "tests").glob("*.py")) <= 3200
     for path in CODE:
         assert max(map(len, path.read_text().splitlines())) <= 100, path.name
