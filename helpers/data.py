@@ -295,15 +295,15 @@ def split(path, config, ids, trained):
 class Buffers:
     """The offline buffers D_i of a data file, standardised over its training tasks.
 
-    `lenders`: files of other agents for the same tasks; in training, what is adapted to comes from
-    them. `trained`: a checkpoint with the training tasks and statistics to use instead. Where
+    `adapt_paths`: files of agents for the same tasks, from which in training comes what is adapted
+    to. `trained`: a checkpoint with the training tasks and statistics to use instead. Where
     config.task_ids says so, observations get the one-hot id of their task. Raises BadInput.
     """
 
-    def __init__(self, path, config, trained=None, lenders=(), device="cpu"):
-        real = [os.path.realpath(p) for p in [path, *lenders]]
+    def __init__(self, path, config, trained=None, adapt_paths=(), device="cpu"):
+        real = [os.path.realpath(p) for p in [path, *adapt_paths]]
         self.paths = list(dict.fromkeys(real))                      # each file once, `path` first
-        self.lenders = torch.tensor([self.paths.index(p) for p in real[1:] or real])
+        self.adapt_groups = torch.tensor([self.paths.index(p) for p in real[1:] or real])
         files, metas = zip(*(read(p, config.env) for p in self.paths))
         x = {name: np.concatenate([file[name] for file in files]) for name in COLUMNS}
         length, task = x["episode_length"], x["episode_task"]
@@ -319,7 +319,7 @@ class Buffers:
         ids = np.flatnonzero(count[0]).tolist()
         self.test, self.train = split(path, config, ids, trained)
         self.check(0, self.test, config.test_batch, "--test-batch")
-        if not trained or lenders:
+        if not trained or adapt_paths:
             self.check_sizes(config)
         self.id_dim = len(self.train) if config.task_ids else 0
         self.obs_dim, self.act_dim = x["observations"].shape[1] + self.id_dim, x["actions"].shape[1]
@@ -356,7 +356,7 @@ class Buffers:
         file: arrays as `bring.episodes` makes them. Raises BadInput."""
         some = copy.copy(self)
         some.hold(x)
-        some.paths, some.lenders = ["what is given"], torch.tensor([0])
+        some.paths, some.adapt_groups = ["what is given"], torch.tensor([0])
         some.first, some.count = torch.tensor([[0]]), torch.tensor([[len(x["actions"])]])
         return some.sample([0], [size], torch.Generator().manual_seed(seed))[0]
 
@@ -365,11 +365,11 @@ class Buffers:
         *adapt, last = config.batch_sizes                           # as in `sample`
         batches = len(adapt) + 1
         self.check(0, self.train, max(batches * last, *adapt))
-        for group in self.lenders.tolist():                         # each has some training task,
+        for group in self.adapt_groups.tolist():                 # each has some training task,
             tasks = [i for i in self.train if self.count[group, i]]
             self.check(group, tasks or self.train, batches * max(adapt))
         for i in self.train:                                        # each task is in one of them
-            self.check(self.lenders[self.count[self.lenders, i].argmax()], [i], 1)
+            self.check(self.adapt_groups[self.count[self.adapt_groups, i].argmax()], [i], 1)
 
     def check(self, group, tasks, need, batches="batches"):
         """Raises BadInput where a group has fewer transitions of one of the tasks than needed."""
@@ -382,8 +382,8 @@ class Buffers:
 
     @functools.cached_property
     def fingerprint(self):
-        """Of the data file and of its lenders, in their order."""
-        return fingerprint([self.paths[0], *(self.paths[k] for k in self.lenders)])
+        """Of the data file and of those to adapt to, in their order."""
+        return fingerprint([self.paths[0], *(self.paths[k] for k in self.adapt_groups)])
 
     def standardise(self, obs):
         """Observations (N, obs) as the nets see them."""
@@ -417,15 +417,15 @@ class Buffers:
         """Disjoint batches of these sizes for each task.
 
         The last batch comes from the data file; those before it are to adapt to and come, for each
-        task, from a lender drawn at random. Of an agent's transitions each of n batches may take
-        every n-th, so that they share none. It covers them evenly, from its share in `begin` on,
-        with one drawn from each of as many equal stretches as it has places. Tasks that are not
-        `known` get no id. Raises BadInput where a task has too few transitions.
+        task, from one of the files for that, drawn at random. Of an agent's transitions each of n
+        batches may take every n-th, so that they share none. A batch covers them evenly, from its
+        share in `begin` on: one is drawn from each of as many equal stretches as it has places.
+        Tasks that are not `known` get no id. Raises BadInput where a task has too few transitions.
         """
         n, batches = len(sizes), []
         turn = torch.randint(n, (), generator=generator)
         for k, (size, share) in enumerate(zip(sizes, begin or [0.0] * n)):
-            group = self.choose_lenders(tasks, generator) if k < n - 1 else [0] * len(tasks)
+            group = self.choose_groups(tasks, generator) if k < n - 1 else [0] * len(tasks)
             self.check(group, tasks, n * size)
             first, end = (x[group, tasks][:, None] for x in (self.first, self.count // n))
             start = (share * end).long().minimum(end - size)
@@ -436,12 +436,12 @@ class Buffers:
             batches.append(self.transitions(i, tasks if known else ()))
         return batches
 
-    def choose_lenders(self, tasks, generator):
-        """For each task a group that has it, drawn at random among the lenders (N,)."""
-        if len(self.lenders) == 1:
-            return self.lenders.expand(len(tasks))
-        has = self.count[self.lenders][:, tasks].T > 0                          # (N, lenders)
-        return self.lenders[torch.multinomial(has.float(), 1, generator=generator)[:, 0]]
+    def choose_groups(self, tasks, generator):
+        """For each task a group that has it, drawn at random among those to adapt to (N,)."""
+        if len(self.adapt_groups) == 1:
+            return self.adapt_groups.expand(len(tasks))
+        has = self.count[self.adapt_groups][:, tasks].T > 0                          # (N, groups)
+        return self.adapt_groups[torch.multinomial(has.float(), 1, generator=generator)[:, 0]]
 
     def transitions(self, i, tasks=()):
         """The batch of the transitions with these numbers (N, B), counted through all files."""

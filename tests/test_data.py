@@ -1,4 +1,4 @@
-"""Data files, returns, batches, lenders: each test is named after the claim it would refute."""
+"""Data files, returns, batches, whose data: each test is named after the claim it would refute."""
 import copy
 import dataclasses
 import json
@@ -300,9 +300,9 @@ def test_what_never_varies_is_no_signal(tmp_path):
     assert held.stats["obs_std"][0] < 0.7
 
 
-# ----------------------------------------------------------------------------------------- lenders
-def groups_of_agents(tmp_path, lenders, **changes):
-    """Buffers of a data file whose actions are 0.1, with lenders by name: the second group of
+# ---------------------------------------------------------------------------------- whose data
+def groups_of_agents(tmp_path, others, **changes):
+    """Buffers of a data file whose actions are 0.1, with other agents by file: the second group of
     agents acts 0.2, the third one 0.3 and knows no task 1; a training batch's actions tell."""
     for name, action, ids in (("own", 0.1, [0, 1, 2]), ("second", 0.2, [0, 1, 2]),
                               ("third", 0.3, [0])):
@@ -313,14 +313,14 @@ def groups_of_agents(tmp_path, lenders, **changes):
         data.write(tmp_path / f"{name}.npz",
                       dict(x, actions=np.full_like(x["actions"], action)), meta)
     return Buffers(tmp_path / "own.npz", config_of(**{**SIZES, **changes}),
-                   lenders=[tmp_path / f"{name}.npz" for name in lenders])
+                   adapt_paths=[tmp_path / f"{name}.npz" for name in others])
 
 
 def whose(batch):
     return {round(float(a), 1) for a in batch.action.flatten()}
 
 
-def test_what_is_adapted_to_comes_from_lenders_and_the_rest_from_the_data_file(tmp_path):
+def test_what_is_adapted_to_comes_from_other_agents_and_the_rest_from_the_data_file(tmp_path):
     held, generator = groups_of_agents(tmp_path, ["own", "second", "third"]), torch.Generator()
     assert held.train == [0, 1] and held.test == [2]
     seen = {task: [held.sample([task], [4, 4], generator) for _ in range(60)] for task in (0, 1)}
@@ -335,8 +335,8 @@ def test_what_is_adapted_to_comes_from_lenders_and_the_rest_from_the_data_file(t
     assert whose(alone.sample([0, 1], [4, 4], generator)[0]) == {0.2}
 
 
-def test_lenders_change_no_statistic_and_no_other_number(tmp_path):
-    crossed, plain = (groups_of_agents(tmp_path, lenders) for lenders in (["third", "second"], []))
+def test_other_agents_change_no_statistic_and_no_other_number(tmp_path):
+    crossed, plain = (groups_of_agents(tmp_path, others) for others in (["third", "second"], []))
     assert all(torch.equal(crossed.stats[name], plain.stats[name]) for name in plain.stats)
     assert crossed.behavior_mean == plain.behavior_mean
     same = groups_of_agents(tmp_path, ["../" + tmp_path.name + "/own"])     # by another name
@@ -346,7 +346,7 @@ def test_lenders_change_no_statistic_and_no_other_number(tmp_path):
         assert all(map(torch.equal, a, b))
 
 
-def test_lenders_that_do_not_fit_are_refused(tmp_path):
+def test_other_agents_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(BadInput, match="0 transitions of task 1"):
         groups_of_agents(tmp_path, ["third"])
     with pytest.raises(BadInput, match="third.npz has 100 transitions of task 0"):
@@ -358,15 +358,15 @@ def test_lenders_that_do_not_fit_are_refused(tmp_path):
         groups_of_agents(tmp_path, [], holdout="2")
 
 
-def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):
-    """A run goes on only with the lenders that it began with; their absence hinders no test."""
+def test_testing_adapts_to_the_data_file_and_needs_no_other_agents(tmp_path):
+    """A run goes on only with the files that it began with; their absence hinders no test."""
     groups_of_agents(tmp_path, [])
     sizes = [x for name, n in SIZES.items() for x in ("--" + name.replace("_", "-"), n)]
-    out, lender = tmp_path / "run", tmp_path / "second.npz"
+    out, second = tmp_path / "run", tmp_path / "second.npz"
     line = ["--env", "point_goal", "--data", tmp_path / "own.npz", "--steps", 2, *sizes,
-            "--final-draws", 1, "--adapt-data", lender, "--out", out]
+            "--final-draws", 1, "--adapt-data", second, "--out", out]
     assert command_line(*line).returncode == 0
-    lender.rename(tmp_path / "moved.npz")
+    second.rename(tmp_path / "moved.npz")
     run = load(macaw.MACAW, out / "checkpoint.pt")
     assert whose(run.buffers.sample([2], [4], torch.Generator())[0]) == {0.1}
     judge = ["--evaluate", out / "checkpoint.pt", "--data", tmp_path / "moved.npz", "--out",
@@ -382,5 +382,5 @@ def test_testing_adapts_to_the_data_file_and_needs_no_lender(tmp_path):
     assert moved.returncode == 0
     refused(command_line("--resume", "--out", out, "--adapt-data", tmp_path / "own.npz"),
             "other data")
-    refused(command_line("--evaluate", out / "checkpoint.pt", "--adapt-data", lender),
-            "--adapt-data")                                             # testing has no lenders
+    refused(command_line("--evaluate", out / "checkpoint.pt", "--adapt-data", second),
+            "--adapt-data")                                             # testing takes nones
