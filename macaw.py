@@ -34,7 +34,7 @@ Changes to the data
 10. The observation is Gymnasium's own; the code adds the torso's position.
 Implementation
 11. M is never copied for a task (see WeightTransform) [us].
-12. Negative actions reach the advantage head; the code clips them at 0, an oversight.
+12. Negative actions reach the advantage head; the authors' code clips them at 0, an oversight.
 13. Observations are standardised, returns divided by their standard deviation [us].
 14. Smaller nets and batches, larger outer step sizes, milder fine-tuning of MT+FT [us].
 """
@@ -110,7 +110,7 @@ PAPER = dict(inner_steps=1, test_steps=1, smooth=False, relative_sigma=False, la
 PLAIN = dict(latent=0, relative_sigma=False, smooth=False, max_gradient=0.0)
 ORDINARY = dict(PLAIN, inner_lr=0.03, weight_decay=0.1)
 MILD = dict(inner_lr=1e-4, test_steps=5, weight_decay=1.0)
-VARIANTS = {        # what is under a family's name holds for it alone
+VARIANTS = {    # these win over PRESETS, flags over these; a family's own stand under its name
     "macaw": dict(),
     "robust": dict(                 # for adaptation to data of agents that nobody saw in training
         cheetah_vel=dict(steps=1500, tasks_per_step=16, max_gradient=300.0,
@@ -236,21 +236,21 @@ class WeightTransform(nn.Module):
         return self.z @ self.M.T + self.m, Memory(d=[], z=[self.z])
 
     def step(self, d, memory):
-        """w_k - w_{k+1} (N, n) for d = dL/dw_k (N, n); the memory grows by d and z_{k+1}."""
+        """What is subtracted, w_k - w_{k+1} (N, n), for d = dL/dw_k; memory gains d and z_{k+1}."""
         a_z, a_M, a_m = F.softplus(self.raw_lr)
         pairs = list(zip(memory.d, memory.z))                                   # (d_j, z_j), j < k
 
-        def M(y):                                       # M_k y (N, n) for y (N, c)
+        def M_k(y):                             # M_k y = M y - a_M sum_j d_j (z_j . y), (N, n)
             return y @ self.M.T - a_M * sum(dot(z_j, y) * d_j for d_j, z_j in pairs)
 
-        def M_T(x):                                     # M_k^T x (N, c) for x (N, n)
+        def M_k_T(x):                           # M_k^T x = M^T x - a_M sum_j z_j (d_j . x), (N, c)
             return x @ self.M - a_M * sum(dot(d_j, x) * z_j for d_j, z_j in pairs)
         z = memory.z[-1]
-        dz = a_z * M_T(d)
+        dz = a_z * M_k_T(d)
         z_next = z - dz
         memory.d.append(d)
         memory.z.append(z_next)
-        return M(dz) + (a_m + a_M * dot(z, z_next)) * d
+        return M_k(dz) + (a_m + a_M * dot(z, z_next)) * d
 
 
 class OrdinaryLayer(Linear):
@@ -288,7 +288,7 @@ class InnerLoop(nn.Module):
         config = self.config
         # `higher` wants an optimizer that it knows. It gets a dummy, SGD with step size 1: this
         # subtracts what the callback returns in place of the gradients, which is our whole update.
-        # (copy_initial_weights plays no part, for the net has no weights of its own.)
+        # (copy_initial_weights plays no part: the net has no weights of its own.)
         optimizer = torch.optim.SGD(self.net.parameters(), lr=1.0)
         if config.multi_task:                           # MT+FT adapts by plain Adam instead
             optimizer = torch.optim.Adam(self.net.parameters(), config.inner_lr)
@@ -376,7 +376,7 @@ class MetaLearner(nn.Module):
         Algorithm 2. Lines 7 and 8 of Algorithm 1 run the same loop."""
         config, tasks = self.config, len(D.obs)
         coef = F.softplus(self.raw_coef) if config.head_width else None
-        # A target that moves with V is no good for one large step; MT+FT goes on as it was trained
+        # A target that moves with V is no good for few large steps; MT+FT goes on as it was trained
         bootstrap_target = config.bootstrap and config.multi_task
         with (self.value.start(tasks, train) as (V, step_value),
               self.policy.start(tasks, train) as (pi, step_policy)):
