@@ -333,12 +333,11 @@ def check_resumable(run, state, check):
 
 def run_folder(config, out):
     """A new folder: the one named, or runs/ENV-VARIANT-sSEED, numbered where that is there. Raises
-    BadInput where it holds something; what a run leaves that is killed before its first checkpoint
-    does not count."""
+    BadInput where it holds more than an unfinished .part of a run that was killed at once."""
     if out:
         folder = pathlib.Path(out)
         if folder.exists() and not (folder.is_dir() and all(
-                f.suffix == ".part" or f.name == "config.json" for f in folder.iterdir())):
+                file.suffix == ".part" for file in folder.iterdir())):
             raise BadInput(f"{folder} is taken; give another --out, or --resume to go on with it")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -412,8 +411,8 @@ def train(run):
           command.differences(config, method.config(env=config.env, variant=config.variant)),
           flush=True)
     with command.stopping(f"go on with --resume --out {folder}"):
-        command.save_json(folder / "config.json", dataclasses.asdict(config))
         run.save()                                  # so that a kill at any moment resumes
+        command.save_json(folder / "config.json", dataclasses.asdict(config))
         method.train(run, config.steps)
 
 

@@ -178,6 +178,11 @@ def test_damaged_checkpoints_are_refused_or_read_as_they_were(checkpoint, tmp_pa
 
 # ------------------------------------------------------- run folders, and what the system refuses
 
+def test_a_folder_with_somebodys_own_settings_is_taken(tmp_path):
+    (tmp_path / "config.json").write_text('{"my": "precious"}')
+    refused(tmp_path, "macaw", "--env", "point_goal", "--out", tmp_path)
+
+
 def test_two_processes_do_not_share_a_folder(checkpoint, tmp_path):
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     with command.lock(tmp_path):
