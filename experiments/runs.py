@@ -112,15 +112,19 @@ class Row(NamedTuple):
             self.folder)
 
     @property
+    def method(self):
+        """The name of its method in METHODS."""
+        return next(name for name, method in METHODS.items() if self.variant in method.variants)
+
+    @property
     def program(self):
-        name = next(name for name, method in METHODS.items() if self.variant in method.variants)
+        name = self.method
         return [name] if name.endswith(".py") else ["-m", name]
 
     def settings(self):
         """The config that this run is made with."""
-        method = next(m for m in METHODS.values() if self.variant in m.variants)
-        return method.settings(env=self.family, variant=self.variant, seed=self.seed,
-                               **self.changes)
+        return METHODS[self.method].settings(env=self.family, variant=self.variant,
+                                             seed=self.seed, **self.changes)
 
     def command(self):
         """What trains it, as arguments of Python."""
@@ -164,13 +168,15 @@ def follow_up(row):
     if row.then == "groups" and (row.seed < 5 or row.variant in ("macaw", "no_advantage")):
         for group, data in groups.items():
             evaluate(f"{row.folder}/{group}", "--data", data)
-    if row.family == "cheetah_vel" and row.variant in ("macaw", "focal") and not row.suffix:
+    name = row.variant + row.suffix
+    if row.family == "cheetah_vel" and name in ("macaw", "robust", "focal", "focal_robust"):
         for size in (8, 16, 64):
             evaluate(f"{row.folder}/batch{size}", "--test-batch", str(size))
     if row.then in MADE:
         evaluate(row.folder, "--data", row.then)
-    method = {"macaw": ("macaw", "online"), "pearl": ("focal", "online_pearl")}.get(row.variant)
-    if method and not row.suffix and row.seed < 5 and row.family != "cheetah_dir":
+    names = ("robust", "pearl_robust") if row.family in ROBUST else ("macaw", "pearl")
+    method = dict(zip(names, (("macaw", "online"), ("focal", "online_pearl")))).get(name)
+    if method and row.seed < 5 and row.family != "cheetah_dir":
         out = f"results/{row.family}/{method[1]}-s{row.seed}"
         if not done(out):
             commands.append(["-m", "experiments.online", "online", "--checkpoint", checkpoint,
