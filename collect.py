@@ -350,7 +350,7 @@ def main(given):
         raise BadInput(f"--steps and --keep must hold an episode; give {episode} or more for both")
     if "join" in given:
         if unused := sorted(given.keys() - {"env", "out", "join", "keep"}):
-            raise BadInput(f"--join makes no use of --{unused[0].replace('_', '-')}; leave it out")
+            raise BadInput(f"--join makes no use of --{command.dashed(unused[0])}; leave it out")
         return data.write(out, *join(parse_files(config.join), config.env, config.keep))
     with command.lock(f"{out}.lock"), command.stopping(ADVICE):
         collect(Collection(config), out)

@@ -328,21 +328,22 @@ class Buffers:
         self.behavior_mean = {i: float(total[(group == 0) & (task == i)].mean()) for i in ids}
         self.behavior_final = {i: metas[0]["behavior_final"][str(i)] for i in ids}
         self.gamma = config.gamma
-        here, *_, returns = unfold(x, config.gamma)
+        here, *_, returns = unfolded = unfold(x, config.gamma)
         known = ((group == 0) & np.isin(task, self.train))[episode]
         stats = trained["stats"] if trained else statistics(
             x["observations"][here[known]], x["rewards"][known], returns[known])
         self.stats = {name: torch.as_tensor(value, dtype=torch.float32, device=device)
                       for name, value in stats.items()}
-        self.hold(x)
+        self.hold(x, unfolded)
 
-    def hold(self, x):
-        """Keep the transitions of a file's arrays as tensors, standardised."""
+    def hold(self, x, unfolded):
+        """Keep the transitions of a file's arrays, and what `unfold` makes of them, as tensors,
+        standardised."""
         device = self.stats["obs_mean"].device
 
         def tensor(array, dtype=torch.float32):
             return torch.as_tensor(array, dtype=dtype, device=device)
-        here, last, discount, returns = unfold(x, self.gamma)
+        here, last, discount, returns = unfolded
         self.obs = self.standardise(x["observations"])
         self.action, self.discount = tensor(x["actions"]), tensor(discount)
         self.mc_return = tensor(returns) / self.stats["return_scale"]
@@ -355,7 +356,7 @@ class Buffers:
         """A batch (1, size) to adapt to, spread evenly over one task's transitions that are in no
         file: arrays as `bring.episodes` makes them. Raises BadInput."""
         some = copy.copy(self)
-        some.hold(x)
+        some.hold(x, unfold(x, self.gamma))
         some.paths, some.adapt_groups = ["what is given"], torch.tensor([0])
         some.first, some.count = torch.tensor([[0]]), torch.tensor([[len(x["actions"])]])
         return some.sample([0], [size], torch.Generator().manual_seed(seed))[0]

@@ -205,7 +205,7 @@ class Run:
         """Raises Diverged before an update or a checkpoint is made of what is not finite."""
         for name, x in numbers.items():
             if not math.isfinite(x):
-                sizes = [f"--{field.name.replace('_', '-')}" for field in
+                sizes = [f"--{command.dashed(field.name)}" for field in
                          dataclasses.fields(self.config) if field.name.endswith("lr")]
                 raise Diverged(f"{name.replace('_', ' ')} is {x} at step {self.step + 1}; the last "
                                "checkpoint is good, but start a new run with smaller step sizes "
@@ -290,7 +290,7 @@ def load(method, path, device="cpu", resume=False, **changes):
             free = ("resume" if resume else "evaluate") in field.metadata["free"]
             why = ", where its step sizes reach 0" if name == "steps" else ""
             check(free or name not in changes or changes[name] == config[name],
-                  f"was made with --{name.replace('_', '-')} {config.get(name)}{why}; omit the "
+                  f"was made with --{command.dashed(name)} {config.get(name)}{why}; omit the "
                   "flag or start a new run")
         check(set(config) == {field.name for field in dataclasses.fields(method.config)},
               "was made with other settings than this version has; train again")
@@ -420,7 +420,8 @@ def finish(run, options):
     """Print and keep the results."""
     result, folder = summary(run), run.folder
     if folder:
-        command.save_json(folder / "config.json", dataclasses.asdict(run.config))
+        if options.evaluate:                        # else `train` has written them
+            command.save_json(folder / "config.json", dataclasses.asdict(run.config))
         command.save_json(folder / "summary.json", result)
         if not options.evaluate:
             plot.curve([folder], folder / "curve.png")
