@@ -198,6 +198,29 @@ def environments_of(env, tasks):
                for i in tasks]
 
 
+def nudged(policies, D):
+    """These policies, but a robot that has come to rest acts with noise until it moves.
+
+    An action depends on the state alone, so that a robot at rest would stay there for ever, in a
+    state that no data show. It rests if its state has changed by less than a third of what is
+    usual in its batch D; the noise has the standard deviation of D's actions. The policies are to
+    be called in turn with the states of one episode, (N, 1, obs).
+    """
+    usual = (D.next_obs - D.obs).norm(dim=-1).median(-1).values[:, None, None]          # (N, 1, 1)
+    sigma, generator = D.action.std(1, keepdim=True), torch.Generator().manual_seed(0)
+    last = [None]
+
+    def act(obs):
+        action = policies(obs)                                                      # (N, 1, act)
+        if last[0] is not None:
+            rests = (obs - last[0]).norm(dim=-1, keepdim=True) < usual / 3          # (N, 1, 1)
+            noise = torch.randn(action.shape, generator=generator).to(action.device)
+            action = (action + rests * sigma * noise).clamp(-1, 1)
+        last[0] = obs
+        return action
+    return act
+
+
 @torch.no_grad()
 def rollout(policies, environments, seeds, observe, record=None):
     """Undiscounted returns (N,) of an episode of each of N policies, in lock-step.

@@ -93,6 +93,7 @@ class Config(ContextConfig):
 
 FAST = dict(late=0.5, temperature=3.0, lr=3e-3, relative_sigma=True, smooth=True)
 PRESETS = {**dict.fromkeys(envs.FAMILIES, FAST),
+    "cheetah_vel": dict(FAST, nudge=True),
     "cheetah_dir": dict(FAST, tasks_per_step=2, batch=256, context=128),
     "walker_params": dict(next_obs=True, late=0.5, monte_carlo=True),
     "point_goal": dict(steps=600, gamma=0.9, width=64, eval_every=200),

@@ -150,7 +150,7 @@ def own_return(run, draws):
     """Meta-testing on the policy's own exploration: the mean return on the held-out tasks after
     adaptation to it."""
     tasks = [i for i in run.buffers.test for _ in range(draws)]
-    policies = run.learner.policies(own_context(run, tasks))
+    policies = run.policies(own_context(run, tasks))
     with envs.environments_of(run.config.env, tasks) as environments:
         returns = envs.rollout(policies, environments, range(len(tasks)), run.buffers.observe)
     return float(returns.mean())

@@ -159,7 +159,7 @@ def bring(out, env, tasks, columns=slice(None), replay=True):
 
 def batch(run, arrays, columns=slice(None)):
     """A batch to adapt a run's learner to, from arrays (see `episodes`) of one task, which need be
-    in no list: `run.learner.policies(batch(run, arrays))`. Raises BadInput."""
+    in no list: `run.policies(batch(run, arrays))`. Raises BadInput."""
     config = run.config
     x = episodes(arrays, envs.FAMILIES[config.env].horizon, columns)
     return run.buffers.batch(x, min(config.test_batch, len(x["actions"])))

@@ -57,7 +57,7 @@ def side_by_side(run, path):
     env = camera(config.env, task)
     for adapted, name in ((False, "before"), (True, "after")):
         speeds = [0.0]                                              # at rest, then after each step
-        total, = envs.rollout(run.learner.policies(batch, adapted), [env], [0], buffers.observe,
+        total, = envs.rollout(run.policies(batch, adapted), [env], [0], buffers.observe,
                               record=lambda *_: speeds.append(speed(env.unwrapped)))
         films.append([captioned(picture, f"{name} adaptation: return {total:.0f}\n"
                                          f"{name_of(task, i)}; runs at {v:.2f} m/s")

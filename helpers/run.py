@@ -67,6 +67,8 @@ class RunConfig:
     eval_every: int = flag(250, "meta-steps between two evaluations", 1)
     final_draws: int = flag(20, "batches of each held-out task to adapt to at the end, with an "
                                 "episode after each", 1, 1000, free=("evaluate",))
+    nudge: bool = flag(False, "in testing, a robot that has come to rest acts with noise until it "
+                              "moves [us]", free=("evaluate",))
     task_ids = False        # whether the learner is told training tasks by a one-hot vector
 
 
@@ -137,6 +139,12 @@ class Run:
             optimizer=self.optimizer.state_dict(), generator=self.generator.get_state(),
             seconds=self.seconds, rows=self.rows, notes=self.notes))
         command.save_csv(self.folder / "metrics.csv", self.rows)
+
+    def policies(self, D, adapted=True):
+        """What acts: a function of states (N, 1, obs) that gives each task's actions (N, 1, act),
+        after adaptation to its batch D or before."""
+        policies = self.learner.policies(D, adapted)
+        return envs.nudged(policies, D) if self.config.nudge else policies
 
     # ------------------------------------------------------------- what a training loop is made of
     def steps(self, until):
@@ -282,7 +290,8 @@ def load(method, path, device="cpu", resume=False, **changes):
     check(isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT,
           "is damaged or of another version of this program; train again")
     try:
-        config = state["config"]
+        defaults = {field.name: field.default for field in dataclasses.fields(method.config)}
+        config = defaults | state["config"]             # of settings that are newer than it
         check(config["variant"] in method.variants,
               f"is of another program (variant {config['variant']}); give it to that one")
         for field in dataclasses.fields(method.config):
@@ -292,7 +301,7 @@ def load(method, path, device="cpu", resume=False, **changes):
             check(free or name not in changes or changes[name] == config[name],
                   f"was made with --{command.dashed(name)} {config.get(name)}{why}; omit the "
                   "flag or start a new run")
-        check(set(config) == {field.name for field in dataclasses.fields(method.config)},
+        check(set(config) == set(defaults),
               "was made with other settings than this version has; train again")
         config = command.checked(method.config, {**config, **changes})
         tensors = [*state["stats"].values(), *state["learner"].values()]
@@ -398,7 +407,7 @@ def adapt_to(method, options, given):
         raise BadInput(f"--task {options.task} is no task of {run.config.env}: {problem}; write it "
                        f"as {json.dumps(envs.FAMILIES[run.config.env].tasks[0])}") from None
     for adapted, name in ((False, "before"), (True, "after")):
-        total, = envs.rollout(run.learner.policies(D, adapted), [env], [0], run.buffers.observe)
+        total, = envs.rollout(run.policies(D, adapted), [env], [0], run.buffers.observe)
         print(f"{name} adaptation {total:.1f}")
 
 

@@ -56,7 +56,7 @@ def episodes(run, D, tasks, adapted):
     with envs.environments_of(ENV, tasks) as environments:
         worlds = [env.unwrapped.data for env in environments]
         dt = environments[0].unwrapped.dt
-        total = envs.rollout(run.learner.policies(D, adapted), environments, tasks,
+        total = envs.rollout(run.policies(D, adapted), environments, tasks,
                              run.buffers.observe,
                              record=lambda k, *_: poses[k].append(worlds[k].qpos.copy()))
     poses = np.array(poses)                                             # (N, steps, 9)

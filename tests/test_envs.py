@@ -5,6 +5,7 @@ import pickle
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs
@@ -108,3 +109,19 @@ def test_walker_bodies_are_scaled_by_their_task():
     assert not np.allclose(ours.dof_invweight0, plain.dof_invweight0)   # derived anew
 
 
+
+
+def test_a_nudge_moves_only_what_rests(point):
+    """Two points act alike; the first one's state does not change, the second one's always does."""
+    D, = point.sample([2, 2], [64], torch.Generator().manual_seed(0))
+    usual = (D.next_obs - D.obs).norm(dim=-1).median()
+    moving = torch.tensor([[0.0, 0.0], [float(usual), 0.0]])[:, None]       # a step's change
+    for far, left_alone in ((1.0, True), (0.34, True), (0.32, False)):
+        act, again = (envs.nudged(torch.zeros_like, D) for _ in range(2))
+        obs = [k * far * moving for k in range(40)]
+        actions = torch.stack([act(o) for o in obs])                        # (40, 2, 1, 2)
+        assert (actions[0] == 0).all() and actions.abs().max() <= 1         # nothing before it yet
+        assert (actions[1:, 0] != 0).all() and (actions[1:, 1] == 0).all() == left_alone
+        assert torch.equal(actions, torch.stack([again(o) for o in obs]))
+    sigma = D.action[0].std(0).mean()
+    assert actions[1:, 0].std().item() == pytest.approx(sigma.item(), rel=0.25)
