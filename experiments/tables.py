@@ -1,10 +1,11 @@
-"""What the docs quote: tables and figures over many runs, with 95% bootstrap intervals.
+"""What the docs quote: tables and figures over many runs.
 
     python -m experiments.tables                # all of them: results/NAME.md and results/NAME.png
-    python -m experiments.tables results runs/class --out x.png         # one, of other runs
+    python -m experiments.tables leads runs/class --out x.png           # one, of other runs
 
-An interval is over seeds and tasks; over seeds alone where the tasks tested are all that there are
-(cheetah_dir). Differences are paired: the same task and the same seed.
+A difference is paired: the same tasks and seeds. It is called significant if its 95% t-interval
+over tasks, each with its mean over seeds, leaves out zero. On cheetah_dir, which has no task to
+hold out, the interval is over seeds. Where but five tasks were tested there are means alone.
 """
 import contextlib
 import io
@@ -17,14 +18,16 @@ import numpy as np
 
 import envs
 from experiments.poses import GROUPS
-from experiments.runs import SUFFIXES
+from experiments.runs import MAIN, SUFFIXES
 from helpers import data, evidence
 from helpers.command import BadInput, Parser, one_sentence
-from helpers.evidence import as_text, folders_of, interval, numbers, paired, runs_of, signed, vary
+from helpers.evidence import as_text, folders_of, interval, numbers, paired, runs_of, units_of
 from helpers.plot import COLORS, LABELS, band, check_picture, finish, panels, save
 
 NAMES = {name + suffix: label + words for suffix, words in SUFFIXES.items()
          for name, label in LABELS.items()}     # of run folders
+FINAL = "agents' final return"
+RIVALS = [name for name in MAIN.split() if name != "macaw"]
 
 
 # ------------------------------------------------------------------------------ tables and pictures
@@ -43,47 +46,106 @@ def by_family(folder, name, width, height, columns=9):
     return figure, list(zip(every, families))
 
 
-def dots(rows, columns, path, **texts):
-    """A row for each label, a color for each column: small dots are tasks, means over the seeds of
-    x (seeds, tasks). rows[label] has such an x for each column, and an interval for each, or one
-    for all, in black."""
-    figure, (axes,) = panels(9, 1.3 + 0.85 * len(rows))
-    for y, (parts, intervals) in enumerate(rows.values()):
-        heights = y + 0.18 * (np.arange(len(columns)) - (len(columns) - 1) / 2)
-        for k, (height, x, column) in enumerate(zip(heights, parts, columns)):
-            axes.plot(x.mean(0), [height] * x.shape[1], "o", ms=6, mew=0, color=f"C{k}", alpha=0.5,
+def dots(axes, rows, columns=("",)):
+    """A row for each label, a color for each column: small dots are tasks, rows[label] has their
+    numbers for each column; the tick is their mean."""
+    for y, parts in enumerate(rows.values()):
+        for k, (x, column) in enumerate(zip(parts, columns)):
+            height = y + 0.18 * (k - (len(columns) - 1) / 2)
+            axes.plot(x, [height] * len(x), "o", ms=6, mew=0, color=f"C{k}", alpha=0.5,
                       label=column)
-        for k, (mean, low, high) in enumerate(intervals):
-            height, color = (heights[k], f"C{k}") if len(intervals) > 1 else (y, "black")
-            axes.plot([low, high], [height] * 2, color=color, lw=2)
-            axes.plot(mean, height, "|", color=color, ms=10, mew=3)
+            axes.plot(np.mean(x), height, "|", color=f"C{k}", ms=14, mew=3)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)
-    axes.set(**texts)
-    finish(figure, path)
+
+
+# --------------------------------------------------------------------------------- of many families
+def beside(family):
+    """What each tested task has beside learned policies, by name (units,); what stands still and
+    what the nearest agent earns only where results/trivial.json tells it."""
+    file = family.parent / "trivial.json"
+    trivial = json.loads(file.read_text()).get(family.name, {}) if file.exists() else {}
+    ids = [str(int(i)) for i in units_of(family, ["macaw"], "id")[0]]
+    found = {label: np.array([trivial[i][key] for i in ids]) for label, key in (
+        ("standing still", "standing"), ("nearest agent", "nearest")) if set(ids) <= set(trivial)}
+    return found | {label: units_of(family, ["macaw"], key)[0] for label, key in (
+        ("data's mean", "behavior_mean"), ("not adapted", "before"),
+        (FINAL, "behavior_final"))}
 
 
 def overview(folder, path):
-    """Mean returns on held-out tasks of the main methods, as in the README; no figure."""
-    names, rows = ("meta_bc", "mt_awr", "no_advantage", "no_wt", "focal", "robust"), []
-    file = folder / "trivial.json"
-    trivial = json.loads(file.read_text()) if file.exists() else {}
+    """Mean returns of the main methods, as in the README; no figure."""
+    _, every = by_family(folder, "macaw", 1, 1)
+    rows, columns = [], ("standing still", "data's mean", "nearest agent", "not adapted")
+    for _, family in every:
+        names = [name for name in MAIN.split() if runs_of(family, name)]
+        units = [*zip(names, units_of(family, names)), *beside(family).items()]
+        mean = {name: f"{x.mean():.0f}" for name, x in units}
+        kind = "tasks" if evidence.vary(family.name) else "seeds"
+        rows.append([f"`{family.name}`", f"{len(units[0][1])} {kind}", *(
+            mean.get(name, "") for name in (*columns, *RIVALS)), f"**{mean['macaw']}**",
+            mean[FINAL]])
+    evidence.table(["family", "", *columns, *(LABELS[name] for name in RIVALS), "MACAW",
+                    FINAL], rows)
+
+
+def leads(folder, path):
+    """MACAW's lead on each unit of evidence: a dot; the mean and its 95% interval in black."""
+    figure, every = by_family(folder, "macaw", 6, 4, columns=2)
+    rows = []
+    for axes, family in every:
+        mine, leads = units_of(family, ["macaw"])[0], {}
+        for name in RIVALS:
+            pair = units_of(family, ["macaw", name])
+            if pair.size:
+                leads[LABELS[name]] = pair[0] - pair[1]
+        leads |= {label: mine - x for label, x in beside(family).items()}
+        drawn = {label: [x] for label, x in leads.items() if label not in
+                 ("standing still", "data's mean")}
+        dots(axes, drawn)
+        for label, x in leads.items():
+            mean, low, high = interval(x)
+            verdict = "yes" if evidence.significant(low, high) else "no"
+            rows.append([family.name, label, len(x), as_text(mean, low, high, sign="+"),
+                         verdict if len(x) > 5 else "too few to tell", f"{(x > 0).mean():.0%}"])
+            if label in drawn:
+                axes.plot([low, high], [list(drawn).index(label)] * 2, color="black", lw=2)
+        axes.axvline(0, color="black", lw=1)
+        axes.set(xlabel="MACAW's lead (dots: tasks; cheetah_dir: seeds)")
+    evidence.table(["family", "MACAW's lead over", "n", "mean", "significant", "ahead on"], rows)
+    save(figure, path)
+
+
+def coverage(folder, path):
+    """How often our t-interval over tasks holds the truth, by simulation with the variances of our
+    own leads: between tasks, between runs (a run is tested on five of the tasks), and the rest. No
+    figure."""
+    rows, random = [], np.random.default_rng(0)
     for env in envs.FAMILIES:
-        runs = runs_of(folder / env, "macaw", ("tasks", "behavior_final", "seconds"))
-        others = [runs_of(folder / env, name) for name in names]
-        if runs:
-            after, tasks = numbers(runs, "after"), list(trivial.get(env, {}).values())
-            rows.append([f"`{env}`", *(f"{np.mean([task[key] for task in tasks]):.0f}" if tasks
-                                       else "" for key in ("standing", "nearest")),
-                         f"{numbers(runs, 'before').mean():.0f}",
-                         f"**{after.mean():.0f}** ± {after.mean(1).std():.0f}",
-                         *(f"{numbers(found, 'after').mean():.0f}" if found else ""
-                           for found in others), f"{runs[0]['behavior_final']:.0f}", len(runs),
-                         f"{np.median([run['seconds'] for run in runs]):.0f} s"])
-    evidence.table(["family", "standing still", "nearest agent", "not adapted", "MACAW",
-                    *(LABELS[name] for name in names), "agents' final return", "runs",
-                    "one run, one core"], rows)
+        sets = sorted({f.name.split("-s")[0][5:] for f in folders_of(folder / env, "macaw_set*")})
+        for name in RIVALS if sets else ():
+            x = [paired([runs_of(folder / env, of + suffix) for of in ("macaw", name)])
+                 for suffix in ["", *sets]]
+            x = [pair[0] - pair[1] for pair in x if pair.size]          # of each set (seeds, tasks)
+            x = np.array([lead[:min(map(len, x))] for lead in x])       # (sets, seeds, tasks)
+            seeds = x.shape[1]
+            if seeds < 2:
+                continue
+            task, run = x.mean(1, keepdims=True), x.mean(2, keepdims=True)
+            rest = ((x - task - run + x.mean((1, 2), keepdims=True)) ** 2).sum() / (
+                len(x) * (seeds - 1) * (x.shape[2] - 1))
+            runs = max(0.0, run.var(1, ddof=1).mean() - rest / x.shape[2])
+            tasks = max(0.0, task.var(ddof=1) - (rest + runs) / seeds)
+            drawn = [random.normal(0, variance ** 0.5, (4000, *shape)) for variance, shape in (
+                (tasks, (len(x), 1, x.shape[2])), (runs, (len(x), seeds, 1)), (rest, x.shape))]
+            means = sum(drawn).mean(2).reshape(4000, -1)                # of each task
+            low, high = np.transpose([interval(y)[1:] for y in means])
+            rows.append([env, LABELS[name], means.shape[1], seeds, *(
+                f"{variance ** 0.5:.1f}" for variance in (tasks, runs, rest)),
+                f"{((low <= 0) & (high >= 0)).mean():.1%}"])
+    evidence.table(["family", "MACAW's lead over", "tasks", "seeds", "deviation between tasks",
+                    "between runs", "the rest", "coverage"], rows)
 
 
 def rival(name, variant):
@@ -91,67 +153,57 @@ def rival(name, variant):
     return "robust" if name.endswith("_robust") else name.replace(variant, "macaw", 1)
 
 
-# --------------------------------------------------------------------------------- of many families
 def results(folder, path):
-    """A panel a family with the mean over seeds and the range of MACAW and the baselines; the table
-    has the ablations too."""
-    figure, every = by_family(folder, "*", 4.5, 3.4, columns=2)
+    """Means of every method and setting on the test tasks; no figure."""
     rows = []
-    for axes, family in every:
-        tasks = vary(family.name)
+    for _, family in by_family(folder, "*", 1, 1)[1]:
         for name, label in NAMES.items():
             runs = runs_of(family, name, ("tasks", "behavior_mean", "behavior_final"))
             if not runs:
                 continue
             before, after = numbers(runs, "before"), numbers(runs, "after")
-            variant = runs[0]["variant"]
-            pair = paired([runs_of(family, rival(name, variant)), runs])
-            own = name == rival(name, variant)              # MACAW's own row
-            lead = "" if own or not pair.size else signed(pair[0] - pair[1], tasks)
+            pair = paired([runs_of(family, rival(name, runs[0]["variant"])), runs])
+            lead = pair[0] - pair[1] if pair.size else np.zeros(1)
             rows.append([family.name, label, len(runs), f"{before.mean():.1f}",
-                         as_text(*interval(after, tasks)), signed(after - before, tasks), lead,
-                         *(f"{runs[0][key]:.1f}" for key in ("behavior_mean", "behavior_final"))])
-            if name in COLORS:
-                axes.axhline(runs[0]["behavior_final"], color="black", ls=":", lw=1)
-                steps, y = evidence.while_training(folders_of(family, name))
-                band(axes, steps, y.mean(0), y.min(0), y.max(0), COLORS[name], label)
+                         f"{after.mean():.1f}", " ".join(f"{x:.0f}" for x in after.mean(0)),
+                         f"{lead.mean():+.1f}" if lead.any() else ""])
+    evidence.table(["family", "method", "seeds", "before", "after", "on each task",
+                    "MACAW's lead"], rows)
+
+
+def early(folder, path):
+    """Return while training, the mean over seeds and their range, and MACAW's mean lead after so
+    many steps, at the same seeds (paper, Figure 3)."""
+    figure, every = by_family(folder, "macaw", 4.5, 3.4, columns=2)
+    rows, shown = [], (100, 250, 500, 1000)
+    for axes, family in every:
+        for name in COLORS:
+            folders = folders_of(family, name)
+            if not folders:
+                continue
+            steps, y = evidence.while_training(folders)
+            band(axes, steps, y.mean(0), y.min(0), y.max(0), COLORS[name], LABELS[name])
+            pair = evidence.shared([runs_of(family, "macaw"), runs_of(family, name)])
+            if name in ("meta_bc", "mt_awr", "pearl", "focal") and pair[0]:
+                steps, after = evidence.while_training([
+                    family / f"{run['variant']}-s{run['seed']}" for runs in pair for run in runs])
+                mine, theirs = np.split(after.round(6), 2)                  # (seeds, steps)
+                lead = dict(zip(steps, (mine - theirs).mean(0)))
+                rows.append([family.name, LABELS[name], len(mine), *(
+                    f"{lead[k]:+.1f}" if k in lead else "" for k in shown)])
+        axes.axhline(runs_of(family, "macaw", ["behavior_final"])[0]["behavior_final"],
+                     color="black", ls=":", lw=1)
         axes.set_xscale("symlog", linthresh=10)
         axes.set(xlabel="training steps", xlim=(0, None))
-    evidence.table(["family", "method", "seeds", "before", "after", "after - before",
-                    "MACAW's lead", "data mean", "data end"], rows)
+    evidence.table(["family", "MACAW's lead over", "seeds", *(f"{k} steps" for k in shown)], rows)
     figure.supylabel("return on held-out tasks, adapted (dotted: agents at their end)",
                      fontsize="medium")
     finish(figure, path, ncols=6)
 
 
-def early(folder, path):
-    """MACAW's lead after so many training steps, paired by seed (paper, Figure 3). metrics.csv has
-    means over the tasks, so intervals are over seeds alone."""
-    figure, every = by_family(folder, "macaw", 3.5, 3.6)
-    rows, shown = [], (100, 250, 500, 1000)
-    for axes, family in every:
-        for name in ("meta_bc", "mt_awr", "pearl", "focal"):
-            pair = evidence.shared([runs_of(family, "macaw"), runs_of(family, name)])
-            if not pair[0]:
-                continue
-            steps, after = evidence.while_training([
-                family / f"{run['variant']}-s{run['seed']}" for runs in pair for run in runs])
-            mine, theirs = np.split(after, 2)                               # (seeds, steps)
-            leads = [interval(x[:, None], tasks=False) for x in (mine - theirs).T]
-            texts = {step: as_text(*lead, sign="+") for step, lead in zip(steps, leads)}
-            rows.append([family.name, LABELS[name], len(mine), *(texts.get(k, "") for k in shown)])
-            band(axes, steps, *np.transpose(leads), COLORS[name], LABELS[name])
-        axes.axhline(0, color=COLORS["macaw"], lw=1)
-        axes.set_xscale("symlog", linthresh=10)
-        axes.set(xlabel="training steps", xlim=(0, None))
-    evidence.table(["family", "MACAW's lead over", "seeds", *(f"{k} steps" for k in shown)], rows)
-    every[0][0].set_ylabel("MACAW's lead in return")
-    finish(figure, path)
-
-
 def own(folder, path):
     """SMAC and its controls, adapted to two exploration episodes of their own, before and after
-    the online phase; a dot a run. Prints means and intervals over seeds."""
+    the online phase; a dot a run."""
     names, rows = ("smac", "frozen", "no_data"), []
     figure, every = by_family(folder, "smac", 4.5, 3.5)
     for axes, family in every:
@@ -161,12 +213,11 @@ def own(folder, path):
             if not runs:
                 continue
             x = np.array([numbers(runs, "after").mean(1), *(
-                [run[key] for run in runs] for key in ("own_before", "own_after"))])[..., None]
-            rows.append([family.name, LABELS[name], len(runs),
-                         *(as_text(*interval(seeds, tasks=False)) for seeds in x),
-                         signed(x[2] - x[1], tasks=False)])
+                [run[key] for run in runs] for key in ("own_before", "own_after"))])
+            rows.append([family.name, LABELS[name], len(runs), *(f"{y:.1f}" for y in x.mean(1)),
+                         f"{(x[2] - x[1]).mean():+.1f}"])
             place = [k - 0.15, k + 0.15]
-            axes.plot(place, x[1:, :, 0], "-o", color=f"C{k}", alpha=0.5)
+            axes.plot(place, x[1:], "-o", color=f"C{k}", alpha=0.5)
             axes.plot(place, x[1:].mean(1), "_", color="black", ms=22, mew=3)
         axes.set_xticks(range(len(names)), [LABELS[name].replace(", ", ",\n") for name in names])
         axes.set_xlim(-0.5, len(names) - 0.5)
@@ -203,18 +254,16 @@ def online_runs(family):
 
 def online(folder, path):
     """Return over environment steps of fine-tuning from each start, beside the agents that made the
-    data. Prints each family's table, with the change since step 0, paired."""
+    data."""
     figure, every = by_family(folder, "online", 4.2, 4)
     for axes, family in every:
-        found, tasks, rows = online_runs(family), vary(family.name), []
+        found, rows = online_runs(family), []
         steps = found["online"][0]["online_steps"]
         for k, (label, (name, returns)) in enumerate(CURVES.items()):
             if found[name]:
-                x = np.array([run[returns] for run in found[name]])     # (seeds, tasks, marks)
-                rows.append([label, len(x), *(as_text(*interval(x[..., m], tasks))
-                                              for m in range(len(steps))),
-                             signed(x[..., -1] - x[..., 0], tasks)])
-                y = x.mean(1)                                           # (seeds, marks)
+                y = np.mean([run[returns] for run in found[name]], 1)       # (seeds, marks)
+                rows.append([label, len(y), *(f"{mean:.1f}" for mean in y.mean(0)),
+                             f"{(y[:, -1] - y[:, 0]).mean():+.1f}"])
                 band(axes, steps, y.mean(0), y.min(0), y.max(0), f"C{k}", label)
         axes.plot(*life(family.name), ":", color="black", label="the data's agents, from birth")
         axes.set(xlabel="environment steps of a task")
@@ -253,16 +302,15 @@ def few(folder, path):
     for name in ("macaw", "mt_awr", "focal", "pearl"):
         whole = name + "_aligned" * bool(folders_of(folder, f"{name}_aligned"))     # its settings
         x = paired(evidence.shared_of(folder, [
-            whole if size == every else name + columns[size] for size in sizes]))
-        cells = [interval(seeds, vary(folder.name)) for seeds in x]     # of each size
-        rows.append([LABELS[name], x.shape[1], *(as_text(*cell) for cell in cells)])
-        band(axes, sizes, *np.transpose(cells), COLORS[name], LABELS[name])
+            whole if size == every else name + columns[size] for size in sizes])).mean(2)
+        rows.append([LABELS[name], x.shape[1], *(f"{mean:.1f}" for mean in x.mean(1))])
+        band(axes, sizes, x.mean(1), x.min(1), x.max(1), COLORS[name], LABELS[name])
     evidence.table(["method", "seeds", *(f"{size} tasks" for size in sizes)], rows)
     axes.set_xscale("log")
     axes.set_xticks(sizes, sizes)
     axes.minorticks_off()
     axes.set(xlabel="training tasks", title=folder.name,
-             ylabel="return on held-out tasks, adapted (95% intervals)")
+             ylabel="return on held-out tasks, adapted (mean, range of seeds)")
     finish(figure, path)
 
 
@@ -278,40 +326,32 @@ def context(folder, path):
 def adapted(folder, path, groups, title):
     """Return after adaptation of a family's runs by what they adapted to: a run's own summary and
     those in its subfolders. A family may lack a column: there are no independent ants."""
-    everyone, tasks, found = folders_of(folder, "*"), vary(folder.name), {}
-    columns = {group: label for group, label in groups.items()
-               if any((f / group / "summary.json").exists() for f in everyone)}
-    rows, leads, drawn = [], [], {}
+    columns = {group: label for group, label in groups.items() if any(
+        (f / group / "summary.json").exists() for f in folders_of(folder, "*"))}
+    rows, drawn = [], {}
     for name, label in NAMES.items():
-        found[name] = evidence.evaluations(folder, name, columns)
-        if len(columns) < 2 or not found[name][0]:
-            continue
-        x = paired(found[name])                                         # (columns, seeds, tasks)
-        cells = [interval(column, tasks) for column in x]
-        rows.append([label, x.shape[1], *(as_text(*cell) for cell in cells),
-                     signed(x[-1] - x[0], tasks)])
-        drawn[label] = x, cells
-        variant = found[name][0][0]["variant"]
-        macaw = rival(name, variant)
-        both = paired(found[macaw] + found[name])
-        if macaw != name and both.size:
-            leads.append([f"{LABELS[variant]} - {NAMES[macaw]}", both.shape[1], *(
-                signed(mine - theirs, tasks) for theirs, mine in zip(*np.split(both, 2)))])
+        x = paired(evidence.evaluations(folder, name, columns))         # (columns, seeds, tasks)
+        if len(columns) > 1 and x.size:
+            rows.append([label, x.shape[1], *(f"{mean:.1f}" for mean in x.mean((1, 2))),
+                         f"{(x[-1] - x[0]).mean():+.1f}"])
+            drawn[label] = x.mean(1)
     if not rows:
         raise BadInput(f"{folder} holds no run with summaries in {', '.join(filter(None, groups))}"
                        "; make them with --evaluate CHECKPOINT --out RUN/FOLDER")
     first, *_, last = columns.values()
-    evidence.table(["method", "seeds", *columns.values(), f"{last} - {first}"], rows + leads)
-    dots(drawn, columns.values(), path, title=title,
-         xlabel="return after adaptation (small dots: tasks)")
+    evidence.table(["method", "seeds", *columns.values(), f"{last} - {first}"], rows)
+    figure, (axes,) = panels(9, 1.3 + 0.85 * len(rows))
+    dots(axes, drawn, columns.values())
+    axes.set(title=title, xlabel="return after adaptation (small dots: tasks)")
+    finish(figure, path)
 
 
 # ----------------------------------------------------------------------------------- command line
 ROOT = pathlib.Path(__file__).parent.parent
-KINDS = {f.__name__: f
-         for f in (overview, results, early, few, whose, context, own, online)}
+KINDS = {f.__name__: f for f in (overview, leads, coverage, results, early, few, whose, context,
+                                 own, online)}
 FOLDERS = {             # what the docs quote, under results/
-    "": ("overview", "results", "early", "own", "online"),
+    "": ("overview", "leads", "coverage", "results", "early", "own", "online"),
     "cheetah_vel": ("whose", "few", "context"), "ant_dir": ("whose",),
     "walker_params": ("whose",)}
 

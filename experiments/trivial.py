@@ -1,6 +1,6 @@
 """What needs no learning on the held-out tasks: standing still, and the nearest training agent.
 
-    python -m experiments.trivial           # writes results/trivial.json, under a minute
+    python -m experiments.trivial           # writes results/trivial.json, in some minutes
 
 Standing still is ten episodes without action. The nearest training agent is that of the training
 task most like the test task; its last ten stored episodes are replayed, action by action from their
@@ -11,6 +11,7 @@ import pathlib
 import numpy as np
 
 import envs
+from experiments.runs import SETS
 from helpers import command, data
 
 EPISODES = 10
@@ -39,13 +40,13 @@ def features(tasks):
     return (numbers - numbers.mean(0)) / np.maximum(numbers.std(0), 1e-6)
 
 
-def trivial(env):
-    """Of each test task: {id: {"standing": return, "nearest": return, "agent": its task}}."""
+def trivial(env, tested, train):
+    """Of each tested task: {id: {"standing": return, "nearest": return, "agent": its task}}, the
+    nearest agent among those of the training tasks."""
     family, found = envs.FAMILIES[env], {}
     points, (x, _) = features(family.tasks), data.read(data.default_path(env), env)
     actions = np.split(x["actions"], np.cumsum(x["episode_length"])[:-1])
-    train = [i for i in range(len(family.tasks)) if i not in family.test]
-    for i in family.test:
+    for i in tested:
         agent = min(train, key=lambda j: np.linalg.norm(points[j] - points[i]))
         last = np.flatnonzero(x["episode_task"] == agent)[-EPISODES:]
         still = np.zeros((EPISODES, family.horizon, actions[0].shape[1]))
@@ -55,9 +56,14 @@ def trivial(env):
 
 
 def main():
-    families = "cheetah_vel", "ant_dir", "walker_params"
-    command.save_json(pathlib.Path(__file__).parent.parent / "results/trivial.json",
-                      {env: trivial(env) for env in families})
+    found = {}
+    for env, sets in SETS.items():
+        family, found[env] = envs.FAMILIES[env], {}
+        for tested in [list(family.test), *(data.parse_ids(text, [*range(100)]) for text in sets)]:
+            hidden = {*family.test, *tested}
+            train = [i for i in range(len(family.tasks)) if i not in hidden]
+            found[env] |= trivial(env, tested, train)
+    command.save_json(pathlib.Path(__file__).parent.parent / "results/trivial.json", found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What many runs show together: their summaries, paired by seed, and 95% bootstrap intervals."""
+"""What many runs show together: their summaries, paired by task and seed, and 95% t-intervals."""
 import csv
 import json
 import pathlib
@@ -119,18 +119,33 @@ def while_training(folders):
     return steps, np.array([table["after"][np.isin(table["step"], steps)] for table in tables])
 
 
-# ---------------------------------------------------------------------------- intervals and tables
-def interval(x, tasks=True):
-    """Mean of x (seeds, tasks), and its 95% bootstrap interval over seeds and, if so, tasks; nan
-    over a single seed alone, which says nothing about others."""
-    if len(x) == 1 and not tasks:
-        return x.mean(), np.nan, np.nan
-    random, order, means = np.random.default_rng(0), np.arange(x.shape[1]), []
-    for _ in range(2000):
-        seeds = random.integers(len(x), size=(len(x), 1))
-        drawn = random.integers(len(order), size=len(order)) if tasks else order
-        means.append(x[seeds, drawn].mean())
-    return x.mean(), *np.quantile(means, (0.025, 0.975))
+# ------------------------------------------------------------------------------- units of evidence
+def units_of(family, names, what="after"):
+    """What each of these sorts of runs earns, (names, units), at the seeds and tasks that all have:
+    for each task the mean over seeds, from all sets of held-out tasks (runs NAME_setK); for each
+    seed the mean over tasks where these are all that there are (cheetah_dir)."""
+    sets = sorted({folder.name.split("-s")[0].removeprefix(names[0])
+                   for folder in folders_of(family, f"{names[0]}_set*")})
+    found = []
+    for suffix in ["", *sets]:
+        cells = shared([runs_of(family, name + suffix) for name in names])
+        if cells[0]:
+            every = numbers([run for runs in cells for run in runs], what)
+            every = every.reshape(len(names), len(cells[0]), -1)            # (names, seeds, tasks)
+            found.append(every.mean(1 if vary(family.name) else 2))
+    return np.concatenate(found, 1) if found else np.empty((len(names), 0))
+
+
+# 97.5% quantiles of Student's t with 1, 2, 3, ... degrees of freedom
+T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12,
+     2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06)
+
+
+def interval(x):
+    """Mean of x (units,) and its 95% t-interval: of 2 to 25 units, else nan. Units are tasks, each
+    with its mean over seeds; a task's seeds are no further evidence on other tasks."""
+    half = T[len(x) - 2] * x.std(ddof=1) / len(x) ** 0.5 if 2 <= len(x) <= len(T) + 1 else np.nan
+    return x.mean(), x.mean() - half, x.mean() + half
 
 
 def as_text(mean, low, high, sign="", digits=1):
@@ -138,9 +153,9 @@ def as_text(mean, low, high, sign="", digits=1):
     return f"{mean:{sign}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def signed(difference, tasks=True):
-    """A difference's mean and interval, as text."""
-    return as_text(*interval(difference, tasks), sign="+")
+def significant(low, high):
+    """Whether a difference's 95% interval leaves out zero."""
+    return low > 0 or high < 0
 
 
 def table(header, rows):
