@@ -1,38 +1,31 @@
-"""How fast a meta-step is, beside the straightforward way and the machine's floor.
+"""How fast a meta-step is, beside the straightforward way.
 
-    python -m experiments.bench [--json FILE] [--figure FILE] [--device cuda]
+    python -m experiments.bench [--json FILE] [--device cuda]
 
 Each time is the median of many runs; what is compared is run in turns, for machines are noisy.
 """
-import multiprocessing
-import pathlib
-import re
 import statistics
 import time
 from dataclasses import dataclass, replace
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import collect
 import envs
 import macaw
 from baselines import focal, smac
 from experiments import straightforward
-from helpers import command, plot
+from helpers import command
 from helpers.data import Batch
 from helpers.run import Run
 
 RELEASED = macaw.Config(latent=100, width=100, inner_batch=256)     # 5 tasks, 256 + 256
 CHEETAH = 17, 6                         # numbers in an observation and in an action
-GROWTH = {"tasks_per_step": (1, 2, 5, 10, 20, 35, 40), "inner_steps": (1, 2, 3, 4, 5),
-          "latent": (8, 32, 100, 200), "width": (50, 100, 200, 400)}
 
 
 @dataclass(frozen=True)
 class Config:
     json: str = command.flag("", "a file to write the figures to")
-    figure: str = command.flag("", "a picture to draw of how a step grows with its sizes")
     device: str = command.flag("cpu", "cpu or cuda")
     seconds: float = command.flag(10.0, "for each comparison", 0.1, 600)
 
@@ -81,43 +74,12 @@ def milliseconds(seconds, *functions):
     return [statistics.median(mine) for mine in times]
 
 
-def floor(config, device):
-    """The least time (ms) that this machine needs: our matrix products at the measured rate of
-    batched products of a hidden layer's shape, and M's bytes at the measured bandwidth of a copy.
-    M is read by three products and the gradients of each, its gradient is written, and Adam reads
-    four arrays of its size and writes three."""
-    with FlopCounterMode(display=False) as counter:
-        steps(config, device)[0]()
-    x, W = (torch.rand(config.tasks_per_step, rows, config.width, device=device)
-            for rows in (config.outer_batch, config.width))
-    array, out = torch.rand(20_000_000, device=device), torch.empty_like(x)
-    copy = torch.empty_like(array)
-    product, move = milliseconds(4, lambda: torch.bmm(x, W, out=out), lambda: copy.copy_(array))
-    numbers = (6 + 1 + 7) * sum(p.numel() for p in macaw.MetaLearner(*CHEETAH, config).parameters())
-    return (counter.get_total_flops() / (2 * x.numel() * config.width) * product
-            + numbers / (2 * array.numel()) * move)
-
-
-def peak_memory(config):
-    """Peak resident memory (MB) of a fresh process that makes meta-steps on the CPU."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(own_peak, [config])
-
-
-def own_peak(config):
-    milliseconds(2, steps(config)[0])
-    status = pathlib.Path("/proc/self/status").read_text()  # getrusage's peak is the parent's, too
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
-
-
 def main(given):
     config = command.checked(Config, given)
     device, seconds, result = config.device, config.seconds, {}
     command.check_device(device)
     if config.json:
         command.check_writable(config.json, ".json")
-    if config.figure:
-        plot.check_picture(config.figure)
 
     def show(name, value):
         result[name] = value
@@ -129,8 +91,6 @@ def main(given):
         show("meta_step_ms" + suffix, ours)
         show("straightforward_ms" + suffix, theirs)
         show("ratio" + suffix, theirs / ours)
-        show("over_floor" + suffix, ours / floor(sized, device))
-        show(f"peak_memory_{tasks}_mb", peak_memory(sized))
     for name in envs.FAMILIES:
         with envs.environments_of(name, [0]) as (env,):
             sizes = env.observation_space.shape + env.action_space.shape
@@ -143,14 +103,8 @@ def main(given):
         show(f"{run.config.variant}_adaptation_ms", adaptation)
     update, agents = sac_update(device)
     show("agent_updates_per_second", 1e3 * agents / milliseconds(seconds, update)[0])
-    for name, values in GROWTH.items():
-        for value in values:
-            step, _ = steps(replace(RELEASED, **{name: value}), device)
-            show(f"{name}_{value}_ms", milliseconds(seconds / 10, step)[0])
     if config.json:
         command.save_json(config.json, result)
-    if config.figure:
-        plot.growth(GROWTH, result, config.figure)
 
 
 if __name__ == "__main__":

@@ -125,21 +125,6 @@ def name_of(task, i):
     return f"{name} {value:g}" if not more and np.isscalar(value) else f"task {i}"
 
 
-def growth(sizes, times, path):
-    """How a meta-step's time grows: a panel for each size, both axes logarithmic."""
-    figure, every = panels(12 / len(sizes), 3, columns=len(sizes), sharey=True)
-    for axes, (name, values) in zip(every, sizes.items()):
-        y = [times[f"{name}_{value}_ms"] for value in values]
-        axes.loglog(values, y, "o-")
-        axes.loglog(values, [y[0] * value / values[0] for value in values], ":", color="gray")
-        axes.set(xlabel=name.replace("_", " "))
-        ticks = [x for x in values if not any(x < other < 1.2 * x for other in values)]
-        axes.set_xticks(ticks, ticks, minor=False)
-        axes.minorticks_off()
-    every[0].set(ylabel="ms a meta-step (dotted: linear)")
-    save(figure, path)
-
-
 def main():
     parser, kinds = Parser(description=__doc__), dict(curve=curve, tasks=tasks)
     parser.add_argument("kind", choices=kinds)

@@ -183,11 +183,9 @@ def test_the_benchmark_measures_what_the_docs_quote(tmp_path, monkeypatch):
             function()
         return [1.0] * len(functions)
     monkeypatch.setattr(bench, "milliseconds", once)
-    monkeypatch.setattr(bench, "peak_memory", lambda config: 1.0)
     monkeypatch.setattr(bench, "RELEASED", macaw.Config(width=8, latent=2))
-    bench.main(dict(json=f"{tmp_path}/x.json", figure=f"{tmp_path}/x.png"))
+    bench.main(dict(json=f"{tmp_path}/x.json"))
     found = json.loads((tmp_path / "x.json").read_text())
-    assert found.keys() >= {"ratio", "over_floor_all_tasks", "peak_memory_35_mb",
-                            "walker_params_meta_step_ms", "macaw_adaptation_ms",
-                            "agent_updates_per_second"}
-    assert np.isfinite(list(found.values())).all() and (tmp_path / "x.png").exists()
+    assert found.keys() >= {"ratio", "ratio_all_tasks", "walker_params_meta_step_ms",
+                            "macaw_adaptation_ms", "agent_updates_per_second"}
+    assert np.isfinite(list(found.values())).all()
