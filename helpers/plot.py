@@ -3,6 +3,7 @@
     python -m helpers.plot curve runs/a runs/b --out curve.png      # return over meta-steps
     python -m helpers.plot tasks runs/a runs/b --out tasks.png      # return on each held-out task
 """
+import json
 import pathlib
 
 import numpy as np
@@ -13,6 +14,7 @@ import envs
 from helpers.command import Parser, check_writable, one_sentence, replacing
 from helpers.evidence import check_alike, numbers, read, vary
 
+TRIVIAL = pathlib.Path(__file__).parent.parent / "results/trivial.json"
 COLORS = {"macaw": "#0072B2", "robust": "#00416B", "meta_bc": "#E69F00", "mt_awr": "#009E73",
           "focal": "#CC79A7", "pearl": "#D55E00", "smac": "#56B4E9"}    # Okabe and Ito's
 LABELS = {"macaw": "MACAW", "robust": "MACAW, robust recipe", "paper": "Algorithm 1 as printed",
@@ -103,7 +105,8 @@ def tasks(folders, path):
     config, runs = configs_of(folders)[0], [read(folder, "summary.json") for folder in folders]
     env, ids = config["env"], [task["id"] for task in runs[0]["tasks"]]
     x = np.arange(len(ids)) + 0.04 * (np.arange(len(runs))[:, None] - len(runs) // 2)
-    figure, (axes,) = panels(9, 4.5)
+    known = json.loads(TRIVIAL.read_text()) if TRIVIAL.exists() else {}
+    figure, (axes,), trivial = *panels(9, 4.5), known.get(env, {})
     for name, marker, size, color, label in (
             ("behavior_final", "_", 25, "black", "the agent that made the data, at its end"),
             ("after", "o", 8, COLORS["macaw"],
@@ -111,11 +114,16 @@ def tasks(folders, path):
             ("before", "s", 8, "#999999", "before")):
         axes.plot(x.ravel(), numbers(runs, name).ravel(), marker, color=color, ms=size,
                   mew=size / 10, label=label)
+    for name, marker, color, label in (("standing", "x", "#D55E00", "standing still"),
+                                       ("nearest", "^", "#009E73", "the nearest training agent")):
+        if set(map(str, ids)) <= trivial.keys():
+            axes.plot([trivial[str(i)][name] for i in ids], marker, color=color, ms=8, mew=2,
+                      fillstyle="none", label=label)
     axes.set_xticks(range(len(ids)), [name_of(envs.FAMILIES[env].tasks[i], i) for i in ids])
     what = "tasks that were never trained on" if config.get("holdout") or vary(env) else "its tasks"
     axes.set(xlim=(-0.5, len(ids) - 0.5), ylabel="return of an episode", title=f"{env}: {what}")
     axes.grid(axis="y", alpha=0.4)
-    figure.legend(loc="outside lower center", ncols=3, markerscale=0.8, fontsize=12)
+    figure.legend(loc="outside lower center", ncols=2, markerscale=0.8, fontsize=12)
     save(figure, path)
 
 
