@@ -31,19 +31,24 @@ RIVALS = [name for name in MAIN.split() if name != "macaw"]
 
 
 # ------------------------------------------------------------------------------ tables and pictures
-def by_family(folder, name, width, height, columns=9):
-    """A figure, and a panel and a folder for each family that has runs of this name, a pattern."""
-    families = [pathlib.Path(folder) / env for env in sorted(envs.FAMILIES)]
-    families = [family for family in families if folders_of(family, name)]
-    if not families:
+def families(folder, name="macaw"):
+    """A folder's families that have runs of this name, a pattern; raises BadInput without any."""
+    found = [folder / env for env in sorted(envs.FAMILIES) if folders_of(folder / env, name)]
+    if not found:
         raise BadInput(f"{folder} holds no FAMILY/{name}-sSEED/summary.json; give one that does")
-    columns = min(columns, len(families))
-    figure, every = panels(width, height, -(-len(families) // columns), columns)
-    for axes, family in zip(every, families):
+    return found
+
+
+def by_family(folder, name, width, height, columns=9):
+    """A figure, and a panel and a folder for each family that has runs of this name."""
+    found = families(folder, name)
+    columns = min(columns, len(found))
+    figure, every = panels(width, height, -(-len(found) // columns), columns)
+    for axes, family in zip(every, found):
         axes.set_title(family.name)
-    for axes in every[len(families):]:
+    for axes in every[len(found):]:
         axes.set_axis_off()
-    return figure, list(zip(every, families))
+    return figure, list(zip(every, found))
 
 
 def dots(axes, rows, columns=("",)):
@@ -76,9 +81,8 @@ def beside(family):
 
 def overview(folder, path):
     """Mean returns of the main methods, as in the README; no figure."""
-    _, every = by_family(folder, "macaw", 1, 1)
     rows, columns = [], ("standing still", "data's mean", "nearest agent", "not adapted")
-    for _, family in every:
+    for family in families(folder):
         names = [name for name in MAIN.split() if runs_of(family, name)]
         units = [*zip(names, units_of(family, names)), *beside(family).items()]
         mean = {name: f"{x.mean():.0f}" for name, x in units}
@@ -156,7 +160,7 @@ def rival(name, variant):
 def results(folder, path):
     """Means of every method and setting on the test tasks; no figure."""
     rows = []
-    for _, family in by_family(folder, "*", 1, 1)[1]:
+    for family in families(folder, "*"):
         for name, label in NAMES.items():
             runs = runs_of(family, name, ("tasks", "behavior_mean", "behavior_final"))
             if not runs:
@@ -203,29 +207,19 @@ def early(folder, path):
 
 def own(folder, path):
     """SMAC and its controls, adapted to two exploration episodes of their own, before and after
-    the online phase; a dot a run."""
-    names, rows = ("smac", "frozen", "no_data"), []
-    figure, every = by_family(folder, "smac", 4.5, 3.5)
-    for axes, family in every:
+    the online phase; no figure."""
+    rows = []
+    for family in families(folder, "smac"):
         suffix = "_robust" if folders_of(family, "frozen_robust") else ""
-        for k, name in enumerate(names):
+        for name in ("smac", "frozen", "no_data"):
             runs = runs_of(family, name + suffix, ("tasks", "own_before", "own_after"))
-            if not runs:
-                continue
-            x = np.array([numbers(runs, "after").mean(1), *(
-                [run[key] for run in runs] for key in ("own_before", "own_after"))])
-            rows.append([family.name, LABELS[name], len(runs), *(f"{y:.1f}" for y in x.mean(1)),
-                         f"{(x[2] - x[1]).mean():+.1f}"])
-            place = [k - 0.15, k + 0.15]
-            axes.plot(place, x[1:], "-o", color=f"C{k}", alpha=0.5)
-            axes.plot(place, x[1:].mean(1), "_", color="black", ms=22, mew=3)
-        axes.set_xticks(range(len(names)), [LABELS[name].replace(", ", ",\n") for name in names])
-        axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.grid(axis="y", alpha=0.4)
+            if runs:
+                x = np.array([numbers(runs, "after").mean(1), *(
+                    [run[key] for run in runs] for key in ("own_before", "own_after"))]).mean(1)
+                rows.append([family.name, LABELS[name], len(runs), *(f"{mean:.1f}" for mean in x),
+                             f"{x[2] - x[1]:+.1f}"])
     evidence.table(["family", "variant", "seeds", "buffer's context", "own, before", "own, after",
                     "change"], rows)
-    every[0][0].set_ylabel("return on held-out tasks\n(left before, right after the phase)")
-    save(figure, path)
 
 
 # Of each curve: the runs' name, and the returns (tasks, marks) in their summaries
@@ -289,8 +283,8 @@ def life(env, pieces=20):
 
 # ------------------------------------------------------------------------------------ of one family
 def few(folder, path):
-    """Return over the number of training tasks, runs NAME_fewN and, of all
-    tasks, NAME_aligned where a method has that, else NAME."""
+    """Return over the number of training tasks, runs NAME_fewN and, of all tasks, NAME_aligned
+    where a method has that, else NAME; no figure."""
     found = {f.name.split("-s")[0] for f in folders_of(folder, "macaw_few*")}
     columns = {int(name.removeprefix("macaw_few")): name.removeprefix("macaw") for name in found}
     if not columns:
@@ -298,20 +292,12 @@ def few(folder, path):
     family = envs.FAMILIES[folder.name]
     every = len(family.tasks) - len(family.test)
     sizes, rows = sorted([*columns, every]), []
-    figure, (axes,) = panels(8, 4.5)
     for name in ("macaw", "mt_awr", "focal", "pearl"):
         whole = name + "_aligned" * bool(folders_of(folder, f"{name}_aligned"))     # its settings
         x = paired(evidence.shared_of(folder, [
-            whole if size == every else name + columns[size] for size in sizes])).mean(2)
-        rows.append([LABELS[name], x.shape[1], *(f"{mean:.1f}" for mean in x.mean(1))])
-        band(axes, sizes, x.mean(1), x.min(1), x.max(1), COLORS[name], LABELS[name])
+            whole if size == every else name + columns[size] for size in sizes]))
+        rows.append([LABELS[name], x.shape[1], *(f"{mean:.1f}" for mean in x.mean((1, 2)))])
     evidence.table(["method", "seeds", *(f"{size} tasks" for size in sizes)], rows)
-    axes.set_xscale("log")
-    axes.set_xticks(sizes, sizes)
-    axes.minorticks_off()
-    axes.set(xlabel="training tasks", title=folder.name,
-             ylabel="return on held-out tasks, adapted (mean, range of seeds)")
-    finish(figure, path)
 
 
 def whose(folder, path):
