@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import run_of
 from gymnasium.utils.env_checker import check_env
 
 import envs
@@ -125,3 +126,12 @@ def test_a_nudge_moves_only_what_rests(point):
         assert torch.equal(actions, torch.stack([again(o) for o in obs]))
     sigma = D.action[0].std(0).mean()
     assert actions[1:, 0].std().item() == pytest.approx(sigma.item(), rel=0.25)
+
+
+@pytest.mark.parametrize("nudge", [False, True])
+def test_robots_are_nudged_where_the_config_says_so(nudge):
+    run = run_of(nudge=nudge)
+    D, = run.buffers.sample([2], [64], torch.Generator().manual_seed(0))
+    act, obs = run.policies(D), D.obs[:, :1]
+    first, second = act(obs), act(obs)
+    assert torch.equal(first, run.learner.policies(D)(obs)) and torch.equal(first, second) != nudge

@@ -252,14 +252,6 @@ def test_a_copy_of_a_run_does_not_count(tmp_path):
     assert [run["seed"] for run in evidence.runs_of(tmp_path / "ant_dir", "macaw")] == [1, 2, 10]
 
 
-def test_a_familys_folder_is_found_from_within_and_by_its_name_alone(tmp_path):
-    folder = keep(tmp_path / "ant_dir", "macaw", 0, 0.0, tables.GROUPS).parent
-    line = "whose", ".", "--out", tmp_path / "x.png"
-    assert command_line(*line, program=tables.__file__, cwd=folder).returncode == 0
-    assert command_line(*line, program=tables.__file__, cwd=folder.rename(
-        tmp_path / "mine")).returncode == 2
-
-
 def test_shipped_evaluations_are_of_the_run_in_whose_folder_they_lie():
     """A run that is made again leaves those of its predecessor; returns before adapting tell."""
     def before(folder):
