@@ -1,12 +1,13 @@
 """docs/adapt.html: how each method adapts to each of the 40 goal speeds of cheetah_vel.
 
-    python notebooks/page.py --out docs/adapt.html                  # about a minute
-    python notebooks/page.py runs/a/checkpoint.pt --tasks 7,23 --out a.html
+    python macaw.py --env cheetah_vel --out runs/one_group          # trained on one group of agents
+    python notebooks/page.py notebooks/checkpoints/*.pt runs/one_group/checkpoint.pt \\
+        --out docs/adapt.html                                       # a minute or two
 
-The page is page.html beside this file with one JSON object put into it. Each method runs one
-episode of each task before adaptation, one after adaptation to 256 transitions of agents like those
-of the training data, and on the test tasks one after adaptation to those of unseen agents
-("strangers"). All begin alike. Speeds, films and transitions are 16-bit thousandths (of m/s, m, rad
+The page is page.html beside this file with one JSON object put into it. Before adaptation a method
+runs one episode, the same for every goal; then one for each goal, adapted to 256 transitions of
+agents like those of the training data, and one for each test goal, adapted to those of unseen
+agents ("strangers"). All begin alike. Films and transitions are 16-bit thousandths (of m, rad, m/s
 or reward) in base64.
 """
 import base64
@@ -50,22 +51,22 @@ def packed(x):
 
 
 def episodes(run, D, tasks, adapted):
-    """Returns, speeds (N, steps) and films (N, frames, 9) of an episode of each task; a frame is
-    MuJoCo's qpos: x since the film's begin, height, pitch and six joints' angles."""
+    """Returns, speeds in the second half (N,) and films (N, frames, 9) of an episode of each task;
+    a frame is MuJoCo's qpos: x since the film's begin, height, pitch and six joints' angles."""
     poses = [[] for _ in tasks]
     with envs.environments_of(ENV, tasks) as environments:
         worlds = [env.unwrapped.data for env in environments]
         dt = environments[0].unwrapped.dt
-        total = envs.rollout(run.policies(D, adapted), environments, tasks,
+        total = envs.rollout(run.policies(D, adapted), environments, [0] * len(tasks),
                              run.buffers.observe,
                              record=lambda k, *_: poses[k].append(worlds[k].qpos.copy()))
     poses = np.array(poses)                                             # (N, steps, 9)
-    x = np.concatenate([poses[:, :1, 0], poses[..., 0]], 1)             # the first step's is lost
+    half = poses.shape[1] // 2
+    speed = (poses[:, -1, 0] - poses[:, -half - 1, 0]) / (half * dt)
     film = poses[:, FILM].copy()
     film[..., 0] -= film[:, :1, 0]
     film[..., 2] -= 2 * np.pi * np.round(film[:, :1, 2] / (2 * np.pi))
-    return dict(returns=np.round(total, 1).tolist(), speed=packed(np.diff(x) / dt),
-                film=packed(film))
+    return dict(returns=np.round(total, 1).tolist(), speed=np.round(speed, 3).tolist(), film=film)
 
 
 def transitions(run, D):
@@ -100,7 +101,7 @@ def content(paths, tasks):
     family = envs.FAMILIES[ENV]
     whose = dict(aligned=tasks, strangers=[i for i in tasks if i in family.test])
     whose = {group: ids for group, ids in whose.items() if ids}
-    methods, batches, agents = {}, {}, {}
+    methods, agents, recorded = {}, {}, None
     for path in paths:
         for group, ids in whose.items():
             run = open_run(path, data=WHOSE[group])
@@ -109,10 +110,14 @@ def content(paths, tasks):
             if group == "aligned":
                 if name in methods:
                     raise BadInput(f"{path} is a second checkpoint of {name}; give one of each")
-                methods[name] = dict(label=plot.LABELS[name], color=plot.COLORS.get(name, "gray"),
-                                     before=episodes(run, D, ids, adapted=False))
-            methods[name][group] = episodes(run, D, ids, adapted=True)
-            batches[group] = packed(transitions(run, D))        # every method has the same
+                recorded = packed(transitions(run, D))          # every method has the same
+                same = type(D)(*(x[:1].expand_as(x) for x in D))    # it reads no batch
+                before = episodes(run, same, ids, adapted=False)
+                before |= dict(speed=before["speed"][:1], film=packed(before["film"][:1]))
+                methods[name] = dict(label=plot.LABELS[name], before=before,
+                                     color=plot.COLORS.get(name, "gray"))
+            after = episodes(run, D, ids, adapted=True)
+            methods[name][group] = after | dict(film=packed(after["film"]))
             agents[group] = [round(run.buffers.behavior_final[i], 1) for i in ids]
             print(f"{name} adapted to {group}: mean return "
                   f"{np.mean(methods[name][group]['returns']):.1f}", flush=True)
@@ -120,11 +125,12 @@ def content(paths, tasks):
         world, dt = env.unwrapped.model, env.unwrapped.dt
         width = float(world.geom_size[1, 0])                            # radius of the capsules
         bodies = skeleton(world)
+    methods = {name: methods[name] for name in plot.LABELS if name in methods}
     return dict(goals=[family.tasks[i]["velocity"] for i in tasks], tasks=tasks,
                 test=[i for i in tasks if i in family.test], trained=len(run.buffers.train),
                 dt=dt, horizon=family.horizon, film=FILM.start + 1, frames=FILM.stop - FILM.start,
                 batch=256, radius=width, bodies=bodies, whose=whose, agents=agents,
-                batches=batches, methods=methods)
+                recorded=recorded, methods=methods)
 
 
 def main():
