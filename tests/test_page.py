@@ -64,6 +64,38 @@ def test_the_switch_to_unseen_agents_shows_its_claim_where_the_page_opens():
     assert change["macaw"] < -1 and max(abs(change["robust"]), abs(change["focal"])) < 0.15
 
 
+def test_the_script_makes_what_is_shipped(made):
+    small, whole = embedded(made), embedded(SHIPPED)
+    assert small["tasks"] == [23, 30] and small["test"] == small["whose"]["strangers"] == [23]
+    assert small["bodies"] == whole["bodies"]
+    assert small["agents"]["aligned"] == [whole["agents"]["aligned"][i] for i in (23, 30)]
+    assert JSON.sub("", made) == JSON.sub("", SHIPPED)
+
+
+def test_the_stick_figure_is_the_robot_of_the_simulation(made):
+    """Turned body after body as the page does it, the capsules end where MuJoCo has them."""
+    data, places, geom = embedded(made), [], 1          # geom 0 is the floor
+    with envs.environments_of("cheetah_vel", [0]) as (env,):
+        model, state = env.unwrapped.model, env.unwrapped.data
+        q = numbers(data["methods"]["robust"]["aligned"]["film"], 2, data["frames"], 9)[0, -1]
+        state.qpos[:] = q
+        mujoco.mj_kinematics(model, state)
+
+    def turned(angle, v):
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.array([v[0] * cos + v[1] * sin, v[1] * cos - v[0] * sin])
+    for k, body in enumerate(data["bodies"]):
+        place, angle = places[body["parent"]] if k else (q[:2], 0.0)
+        places.append((place + turned(angle, body["at"]), angle + q[2 + k]))
+        for bone in body["bones"]:
+            half = state.geom_xmat[geom].reshape(3, 3)[:, 2] * model.geom_size[geom, 1]
+            for sign, end in ((-1, bone[:2]), (1, bone[2:])):
+                here = places[-1][0] + turned(places[-1][1], end)
+                assert np.allclose(here, (state.geom_xpos[geom] + sign * half)[[0, 2]], atol=1e-3)
+            geom += 1
+    assert geom == model.ngeom
+
+
 CLICKS = """
 const problems = [], is = (fine, what) => { if (!fine) problems.push(what); };
 onerror = text => is(false, text);
