@@ -83,6 +83,32 @@ def test_asserts_tell_a_right_gap_from_a_wrong_one(run):
         run([*sources[:k], sources[k].replace(solution, "    return distance")])
 
 
+def points(path):
+    """What check.py gives: the last line, `right of all points`, and all lines."""
+    result = command_line(path, program="notebooks/check.py")
+    assert result.returncode == 0, result.stderr
+    return *map(int, re.search(r": (\d+) of (\d+) points$", result.stdout).groups()), result.stdout
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_hidden_cases_give_all_points_to_solutions_and_none_to_gaps(name):
+    right, of, _ = points(NOTEBOOKS / name)
+    assert right == of == 3 * len(gaps(cells(NOTEBOOKS / name)))
+    assert points(STUDENT / name)[:2] == (0, of)
+
+
+@pytest.mark.parametrize("name, right, wrong", [
+    (LESSONS[0], "gamma * tail", "tail"), (LESSONS[1], "(action).sum", "(action).mean"),
+    (LESSONS[2], "z1 @ M1.T", "z @ M1.T"), (LESSONS[3], "total, 1 / total", "total, 2 / total"),
+    (LESSONS[4], "values[t + 1])", "0.0)")])
+def test_hidden_cases_take_points_from_wrong_answers(name, right, wrong, tmp_path):
+    text = (NOTEBOOKS / name).read_text()
+    assert right in text
+    (tmp_path / name).write_text(text.replace(right, wrong))
+    good, of, said = points(tmp_path / name)
+    assert 0 < good < of and "off by" in said
+
+
 def test_the_table_of_symbols_names_what_is_in_the_code():
     table, = (text for text in cells(NOTEBOOKS / "2_macaw_step_by_step.ipynb", "markdown")
               if text.startswith("## Symbols"))
