@@ -3,6 +3,7 @@ would refute."""
 import ast
 import json
 import re
+import subprocess
 import sys
 
 import matplotlib
@@ -44,6 +45,30 @@ def test_student_versions_are_in_step_with_the_lessons(tmp_path):
     assert sorted(path.name for path in STUDENT.iterdir()) == LESSONS
     for name in LESSONS:
         assert (tmp_path / name).read_bytes() == (STUDENT / name).read_bytes(), name
+
+
+def test_outside_the_project_the_first_cell_fetches_it(tmp_path, monkeypatch):
+    assert command_line("--project", HERE.as_uri(), "--out", tmp_path / "x",
+                        program=PROGRAM).returncode == 0
+    cell, calls = cells(tmp_path / "x" / LESSONS[0])[0], []
+    monkeypatch.setattr(subprocess, "run", lambda line, check: calls.append(line))
+    monkeypatch.chdir(STUDENT)
+    exec(cell, {})
+    assert not calls                                            # it is there
+    (tmp_path / "macaw").mkdir()
+    (tmp_path / "macaw/requirements.txt").write_text((HERE / "requirements.txt").read_text())
+    monkeypatch.chdir(tmp_path)
+    exec(cell, {})
+    assert len(calls) == 1 and {"torch", "gymnasium[mujoco]"} < set(calls[0])   # no version
+
+
+def test_slides_show_the_figures_with_a_sentence_each(tmp_path):
+    result = command_line("--out", tmp_path / "a.html", program="notebooks/slides.py")
+    assert result.returncode == 0, result.stderr
+    made = (tmp_path / "a.html").read_text()
+    slides = re.findall("<section>.*?</section>", made, re.DOTALL)
+    assert len(slides) >= len(LESSONS) and "http" not in made
+    assert all(re.search(r"<p>[^<>]{10,}</p>", slide) for slide in slides)
 
 
 def test_asserts_follow_every_gap():
