@@ -26,8 +26,8 @@ def positive(*shape):
     return torch.rand(shape) + 0.1
 
 
-def rewards_of_a_goal():
-    v, effort = uniform(-1, 3, 40), uniform(0, 0.3, 40)
+def transitions():
+    v, effort = uniform((-1, 0), (3, 0.3), (40, 2)).T
     return v, effort, -abs(v - uniform(0.2, 3)) - effort + normal(0, 0.02, 40)
 
 
@@ -48,7 +48,7 @@ def meta_step():
 
 
 CASES = {                                               # arguments, drawn anew for each case
-    "fitted_goal": rewards_of_a_goal,
+    "fitted_goal": transitions,
     "my_returns": lambda: (normal(size=30), uniform(0.8, 1), normal()),
     "my_step": step,
     "my_meta_step": meta_step,
@@ -103,21 +103,19 @@ def answer(function, name, case, count):
 
 def points(mine, theirs, name):
     """Cases in which the student's function answers as the lesson's, and what is wrong else."""
-    good, said, count = 0, "", theirs.__code__.co_argcount
+    good, said = 0, ""
     for case in range(POINTS):
-        expected = answer(theirs, name, case, count)
+        expected = answer(theirs, name, case, theirs.__code__.co_argcount)
         try:
-            got = answer(mine, name, case, count)
+            got = answer(mine, name, case, theirs.__code__.co_argcount)
+            np.testing.assert_equal(got.size, expected.size, "how many numbers it gives")
+            room = CHANCE.get(name, 1e-4)
+            if np.allclose(got, expected, rtol=room, atol=room * abs(expected).mean()):
+                good += 1
+            else:
+                said = f"off by up to {abs(got - expected).max():.3g}"
         except Exception as problem:                    # whatever a student's code may raise
-            said = f"{type(problem).__name__}: {problem}"
-            continue
-        room, size = CHANCE.get(name, 1e-4), abs(expected).mean()
-        if got.shape != expected.shape:
-            said = f"gives {len(got)} numbers, not {len(expected)}"
-        elif np.allclose(got, expected, rtol=room, atol=room * size):
-            good += 1
-        else:
-            said = f"off by up to {abs(got - expected).max():.3g}"
+            said = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
     return good, said
 
 
@@ -125,19 +123,16 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("notebooks", nargs="+")
     with one_sentence(parser.leave):
-        lessons = []                                    # names of gaps, and the full functions
-        for texts, full in map(functions, sorted(HERE.glob("[0-9]_*.ipynb"))):
-            lessons.append(([gap[2] for text in texts for gap in GAP.finditer(text)], full))
+        lessons = [([gap[2] for gap in GAP.finditer("\n\n".join(texts))], full)
+                   for texts, full in map(functions, sorted(HERE.glob("[0-9]_*.ipynb")))]
         for path in parser.parse_args().notebooks:
-            _, space = functions(path)
+            space = functions(path)[1]
             names, full = max(lessons, key=lambda lesson: len(space.keys() & lesson[0]))
-            total = 0
-            for name in names:
-                good, said = (points(space[name], full[name], name) if name in space
-                              else (0, "is missing, or its cell has a syntax error"))
+            got = [points(space[name], full[name], name) if name in space
+                   else (0, "is missing, or its cell has a syntax error") for name in names]
+            for name, (good, said) in zip(names, got):
                 print(f"{path}: {name:24s} {good} of {POINTS}  {said}".rstrip())
-                total += good
-            print(f"{path}: {total} of {POINTS * len(names)} points")
+            print(f"{path}: {sum(good for good, _ in got)} of {POINTS * len(names)} points")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """docs/adapt.html: how each method adapts to each of the 40 goal speeds of cheetah_vel.
 
-    python macaw.py --env cheetah_vel --out runs/one_group          # trained on one group of agents
-    python notebooks/page.py notebooks/checkpoints/*.pt runs/one_group/checkpoint.pt \\
-        --out docs/adapt.html                                       # a minute or two
+    python macaw.py --env cheetah_vel --out runs/one            # trained on one group of agents
+    python notebooks/page.py notebooks/checkpoints/*.pt runs/one/checkpoint.pt --out docs/adapt.html
 
-The page is page.html beside this file with one JSON object put into it. Before adaptation a method
-runs one episode, the same for every goal; then one for each goal, adapted to 256 transitions of
-agents like those of the training data, and one for each test goal, adapted to those of unseen
-agents ("strangers"). All begin alike. Films and transitions are 16-bit thousandths (of m, rad, m/s
-or reward) in base64.
+It is page.html with one JSON object put in. Before adaptation a method runs one episode, the same
+for every goal; then one for each goal, adapted to 256 transitions of agents like those of the
+training data, and one for each test goal, adapted to those of unseen agents ("strangers"). Films
+and transitions are 16-bit thousandths (of m, rad, m/s or reward) in base64.
 """
 import base64
 import json
@@ -55,8 +53,7 @@ def episodes(run, D, tasks, adapted):
     a frame is MuJoCo's qpos: x since the film's begin, height, pitch and six joints' angles."""
     poses = [[] for _ in tasks]
     with envs.environments_of(ENV, tasks) as environments:
-        worlds = [env.unwrapped.data for env in environments]
-        dt = environments[0].unwrapped.dt
+        worlds, dt = [env.unwrapped.data for env in environments], environments[0].unwrapped.dt
         total = envs.rollout(run.policies(D, adapted), environments, [0] * len(tasks),
                              run.buffers.observe,
                              record=lambda k, *_: poses[k].append(worlds[k].qpos.copy()))
@@ -123,20 +120,17 @@ def content(paths, tasks):
                   f"{np.mean(methods[name][group]['returns']):.1f}", flush=True)
     with envs.environments_of(ENV, [0]) as (env,):
         world, dt = env.unwrapped.model, env.unwrapped.dt
-        width = float(world.geom_size[1, 0])                            # radius of the capsules
-        bodies = skeleton(world)
     methods = {name: methods[name] for name in plot.LABELS if name in methods}
     return dict(goals=[family.tasks[i]["velocity"] for i in tasks], tasks=tasks,
                 test=[i for i in tasks if i in family.test], trained=len(run.buffers.train),
                 dt=dt, horizon=family.horizon, film=FILM.start + 1, frames=FILM.stop - FILM.start,
-                batch=256, radius=width, bodies=bodies, whose=whose, agents=agents,
-                recorded=recorded, methods=methods)
+                batch=256, radius=float(world.geom_size[1, 0]), bodies=skeleton(world),
+                whose=whose, agents=agents, recorded=recorded, methods=methods)
 
 
 def main():
     parser = command.Parser(description=__doc__)
-    parser.add_argument("checkpoints", nargs="*", help="one of each method; notebooks/checkpoints/"
-                                                       "*.pt when none is named")
+    parser.add_argument("checkpoints", nargs="+", help="one of each method")
     parser.add_argument("--tasks", default="", help="ids, as in 7,23; all 40 when empty")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
@@ -145,11 +139,9 @@ def main():
         template = HERE / "page.html"
         if pathlib.Path(arguments.out).resolve() == template:
             raise BadInput(f"{template} is what pages are made from; give another --out")
-        shipped = [path for name in plot.LABELS
-                   if (path := HERE / f"checkpoints/{name}.pt").exists()]
         known = range(len(envs.FAMILIES[ENV].tasks))
         tasks = sorted(data.parse_ids(arguments.tasks, known)) or list(known)
-        shown = json.dumps(content(arguments.checkpoints or shipped, tasks), separators=(",", ":"))
+        shown = json.dumps(content(arguments.checkpoints, tasks), separators=(",", ":"))
         with command.replacing(arguments.out) as file:
             file.write(template.read_text().replace(PLACE, shown).encode())
 

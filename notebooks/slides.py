@@ -19,22 +19,21 @@ from notebooks.students import DETAILS, HERE
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>MACAW in pictures</title>
 <style>
-html { scroll-snap-type: y mandatory; font: clamp(16px, 2.2vw, 34px)/1.35 system-ui, sans-serif; }
-body { margin: 0; background: #fff; color: #1a1a1a; }
+html { scroll-snap-type: y mandatory; font: clamp(16px, 2.2vw, 34px)/1.35 system-ui; color: #222; }
+body, h1, h2, p { margin: 0; }
 section { height: 100vh; scroll-snap-align: start; box-sizing: border-box; padding: 3vh 5vw;
           display: flex; flex-direction: column; justify-content: center; gap: 2vh; }
-h1, h2, p { margin: 0; }
-h2 { font-size: 1em; color: #595959; }
-img { min-height: 0; flex: 0 1 auto; object-fit: contain; }
+h2 { font-size: 1em; }
+img { min-height: 0; object-fit: contain; }
 </style>
 %s
 <script>
 const turn = {ArrowRight: 1, ArrowDown: 1, " ": 1, ArrowLeft: -1, ArrowUp: -1};
-addEventListener("keydown", event => {
-  if (!(event.key in turn)) return;
-  event.preventDefault();
-  scrollTo({top: (Math.round(scrollY / innerHeight) + turn[event.key]) * innerHeight});
-});
+onkeydown = event => {
+  if (!(event.key in turn)) return true;
+  scrollTo(0, (Math.round(scrollY / innerHeight) + turn[event.key]) * innerHeight);
+  return false;
+};
 </script>
 """
 SENTENCE = re.compile(r".*?[.?!](?=\s+[A-Z(*]|$)")

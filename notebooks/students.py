@@ -29,14 +29,11 @@ of solutions. A gap raises `NotImplementedError` until you fill it, and the `ass
 pass when it is right.*"""
 
 FETCH = """# Outside the project's folder, as in Colab: fetch it, and the packages that are missing
-import os
-import pathlib
-import subprocess
-import sys
+import os, pathlib, subprocess, sys
 
 here = pathlib.Path.cwd()
 if not any((folder / "macaw.py").exists() for folder in (here, *here.parents)):
-    if not pathlib.Path("macaw").exists():
+    if not (here / "macaw").exists():
         subprocess.run(["git", "clone", "--depth", "1", "{}", "macaw"], check=True)
     os.chdir("macaw")
     names = [line.split("==")[0] for line in pathlib.Path("requirements.txt").open()]
@@ -70,18 +67,17 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--out", default=HERE / "student", type=pathlib.Path)
     parser.add_argument("--project", help="where git finds the project, for Colab")
-    arguments = parser.parse_args()
-    out = arguments.out
+    project, out = (arguments := parser.parse_args()).project, arguments.out
     with one_sentence(parser.leave):
         if out.resolve() == HERE:
             raise BadInput(f"{HERE} holds the full lessons; give another --out")
         out.mkdir(parents=True, exist_ok=True)
         for path in sorted(HERE.glob("[0-9]_*.ipynb")):
             version = student_version(json.loads(path.read_text(encoding="utf-8")), path.name)
-            if arguments.project:
-                cell = dict(cell_type="code", id="fetch", metadata={}, execution_count=None,
-                            outputs=[], source=FETCH.format(arguments.project).splitlines(True))
-                version["cells"].insert(1, cell)
+            if project:
+                version["cells"].insert(1, dict(
+                    cell_type="code", id="fetch", metadata={}, execution_count=None, outputs=[],
+                    source=FETCH.format(project).splitlines(keepends=True)))
             text = json.dumps(version, indent=1, ensure_ascii=False, sort_keys=True)
             with replacing(out / path.name) as file:
                 file.write(f"{text}\n".encode())
