@@ -1,13 +1,12 @@
 """docs/adapt.html: how each method adapts to each of the 40 goal speeds of cheetah_vel.
 
-    python notebooks/page.py --out docs/adapt.html                  # about a minute
-    python notebooks/page.py runs/a/checkpoint.pt --tasks 7,23 --out a.html
+    python macaw.py --env cheetah_vel --out runs/one            # trained on one group of agents
+    python notebooks/page.py notebooks/checkpoints/*.pt runs/one/checkpoint.pt --out docs/adapt.html
 
-The page is page.html beside this file with one JSON object put into it. Each method runs one
-episode of each task before adaptation, one after adaptation to 256 transitions of agents like those
-of the training data, and on the test tasks one after adaptation to those of unseen agents
-("strangers"). All begin alike. Speeds, films and transitions are 16-bit thousandths (of m/s, m, rad
-or reward) in base64.
+It is page.html with one JSON object put in. Before adaptation a method runs one episode, the same
+for every goal; then one for each goal, adapted to 256 transitions of agents like those of the
+training data, and one for each test goal, adapted to those of unseen agents ("strangers"). Films
+and transitions are 16-bit thousandths (of m, rad, m/s or reward) in base64.
 """
 import base64
 import json
@@ -50,22 +49,21 @@ def packed(x):
 
 
 def episodes(run, D, tasks, adapted):
-    """Returns, speeds (N, steps) and films (N, frames, 9) of an episode of each task; a frame is
-    MuJoCo's qpos: x since the film's begin, height, pitch and six joints' angles."""
+    """Returns, speeds in the second half (N,) and films (N, frames, 9) of an episode of each task;
+    a frame is MuJoCo's qpos: x since the film's begin, height, pitch and six joints' angles."""
     poses = [[] for _ in tasks]
     with envs.environments_of(ENV, tasks) as environments:
-        worlds = [env.unwrapped.data for env in environments]
-        dt = environments[0].unwrapped.dt
-        total = envs.rollout(run.policies(D, adapted), environments, tasks,
+        worlds, dt = [env.unwrapped.data for env in environments], environments[0].unwrapped.dt
+        total = envs.rollout(run.policies(D, adapted), environments, [0] * len(tasks),
                              run.buffers.observe,
                              record=lambda k, *_: poses[k].append(worlds[k].qpos.copy()))
     poses = np.array(poses)                                             # (N, steps, 9)
-    x = np.concatenate([poses[:, :1, 0], poses[..., 0]], 1)             # the first step's is lost
+    half = poses.shape[1] // 2
+    speed = (poses[:, -1, 0] - poses[:, -half - 1, 0]) / (half * dt)
     film = poses[:, FILM].copy()
     film[..., 0] -= film[:, :1, 0]
     film[..., 2] -= 2 * np.pi * np.round(film[:, :1, 2] / (2 * np.pi))
-    return dict(returns=np.round(total, 1).tolist(), speed=packed(np.diff(x) / dt),
-                film=packed(film))
+    return dict(returns=np.round(total, 1).tolist(), speed=np.round(speed, 3).tolist(), film=film)
 
 
 def transitions(run, D):
@@ -100,7 +98,7 @@ def content(paths, tasks):
     family = envs.FAMILIES[ENV]
     whose = dict(aligned=tasks, strangers=[i for i in tasks if i in family.test])
     whose = {group: ids for group, ids in whose.items() if ids}
-    methods, batches, agents = {}, {}, {}
+    methods, agents, recorded = {}, {}, None
     for path in paths:
         for group, ids in whose.items():
             run = open_run(path, data=WHOSE[group])
@@ -109,28 +107,30 @@ def content(paths, tasks):
             if group == "aligned":
                 if name in methods:
                     raise BadInput(f"{path} is a second checkpoint of {name}; give one of each")
-                methods[name] = dict(label=plot.LABELS[name], color=plot.COLORS.get(name, "gray"),
-                                     before=episodes(run, D, ids, adapted=False))
-            methods[name][group] = episodes(run, D, ids, adapted=True)
-            batches[group] = packed(transitions(run, D))        # every method has the same
+                recorded = packed(transitions(run, D))          # every method has the same
+                same = type(D)(*(x[:1].expand_as(x) for x in D))    # it reads no batch
+                before = episodes(run, same, ids, adapted=False)
+                before |= dict(speed=before["speed"][:1], film=packed(before["film"][:1]))
+                methods[name] = dict(label=plot.LABELS[name], before=before,
+                                     color=plot.COLORS.get(name, "gray"))
+            after = episodes(run, D, ids, adapted=True)
+            methods[name][group] = after | dict(film=packed(after["film"]))
             agents[group] = [round(run.buffers.behavior_final[i], 1) for i in ids]
             print(f"{name} adapted to {group}: mean return "
                   f"{np.mean(methods[name][group]['returns']):.1f}", flush=True)
     with envs.environments_of(ENV, [0]) as (env,):
         world, dt = env.unwrapped.model, env.unwrapped.dt
-        width = float(world.geom_size[1, 0])                            # radius of the capsules
-        bodies = skeleton(world)
+    methods = {name: methods[name] for name in plot.LABELS if name in methods}
     return dict(goals=[family.tasks[i]["velocity"] for i in tasks], tasks=tasks,
                 test=[i for i in tasks if i in family.test], trained=len(run.buffers.train),
                 dt=dt, horizon=family.horizon, film=FILM.start + 1, frames=FILM.stop - FILM.start,
-                batch=256, radius=width, bodies=bodies, whose=whose, agents=agents,
-                batches=batches, methods=methods)
+                batch=256, radius=float(world.geom_size[1, 0]), bodies=skeleton(world),
+                whose=whose, agents=agents, recorded=recorded, methods=methods)
 
 
 def main():
     parser = command.Parser(description=__doc__)
-    parser.add_argument("checkpoints", nargs="*", help="one of each method; notebooks/checkpoints/"
-                                                       "*.pt when none is named")
+    parser.add_argument("checkpoints", nargs="+", help="one of each method")
     parser.add_argument("--tasks", default="", help="ids, as in 7,23; all 40 when empty")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
@@ -139,11 +139,9 @@ def main():
         template = HERE / "page.html"
         if pathlib.Path(arguments.out).resolve() == template:
             raise BadInput(f"{template} is what pages are made from; give another --out")
-        shipped = [path for name in plot.LABELS
-                   if (path := HERE / f"checkpoints/{name}.pt").exists()]
         known = range(len(envs.FAMILIES[ENV].tasks))
         tasks = sorted(data.parse_ids(arguments.tasks, known)) or list(known)
-        shown = json.dumps(content(arguments.checkpoints or shipped, tasks), separators=(",", ":"))
+        shown = json.dumps(content(arguments.checkpoints, tasks), separators=(",", ":"))
         with command.replacing(arguments.out) as file:
             file.write(template.read_text().replace(PLACE, shown).encode())
 

@@ -1,10 +1,12 @@
 """notebooks/student: the lessons for students, with gaps where the full lessons have solutions.
 
     python notebooks/students.py                        # after every change of a lesson
+    python notebooks/students.py --project https://github.com/you/macaw --out colab
 
 A gap is what stands between the comment lines "# --- solution" and "# --- end of solution" of a
 function; the asserts after it pass when it is filled well. Solutions of exercises (<details>) and
 outputs are left out, too. The same lessons give the same bytes.
+With --project each version begins with a cell that fetches the project from there if need be.
 """
 import json
 import pathlib
@@ -25,6 +27,18 @@ NOTE = """
 *Made from the full lesson `notebooks/{}` by `python notebooks/students.py`: gaps stand in place \
 of solutions. A gap raises `NotImplementedError` until you fill it, and the `assert`s after it \
 pass when it is right.*"""
+
+FETCH = """# Outside the project's folder, as in Colab: fetch it, and the packages that are missing
+import os, pathlib, subprocess, sys
+
+here = pathlib.Path.cwd()
+if not any((folder / "macaw.py").exists() for folder in (here, *here.parents)):
+    if not (here / "macaw").exists():
+        subprocess.run(["git", "clone", "--depth", "1", "{}", "macaw"], check=True)
+    os.chdir("macaw")
+    names = [line.split("==")[0] for line in pathlib.Path("requirements.txt").open()]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *names], check=True)
+"""
 
 
 def student_version(lesson, name):
@@ -52,13 +66,18 @@ def student_version(lesson, name):
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--out", default=HERE / "student", type=pathlib.Path)
-    out = parser.parse_args().out
+    parser.add_argument("--project", help="where git finds the project, for Colab")
+    project, out = (arguments := parser.parse_args()).project, arguments.out
     with one_sentence(parser.leave):
         if out.resolve() == HERE:
             raise BadInput(f"{HERE} holds the full lessons; give another --out")
         out.mkdir(parents=True, exist_ok=True)
         for path in sorted(HERE.glob("[0-9]_*.ipynb")):
             version = student_version(json.loads(path.read_text(encoding="utf-8")), path.name)
+            if project:
+                version["cells"].insert(1, dict(
+                    cell_type="code", id="fetch", metadata={}, execution_count=None, outputs=[],
+                    source=FETCH.format(project).splitlines(keepends=True)))
             text = json.dumps(version, indent=1, ensure_ascii=False, sort_keys=True)
             with replacing(out / path.name) as file:
                 file.write(f"{text}\n".encode())

@@ -18,7 +18,7 @@ from baselines import focal, smac
 from experiments import online, poses, runs, tables
 from helpers import command, evidence, plot, run
 
-PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]
+PAGES = [HERE / "README.md", *sorted(HERE.glob("docs/*.md")), *sorted(HERE.glob("notebooks/*.md"))]
 PROGRAMS = [HERE / "macaw.py", HERE / "envs.py", HERE / "collect.py"]
 CODE = [*PROGRAMS, *(path for folder in ("helpers", "baselines", "experiments")
                      for path in sorted((HERE / folder).glob("*.py")))]

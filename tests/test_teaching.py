@@ -3,6 +3,7 @@ would refute."""
 import ast
 import json
 import re
+import subprocess
 import sys
 
 import matplotlib
@@ -46,6 +47,30 @@ def test_student_versions_are_in_step_with_the_lessons(tmp_path):
         assert (tmp_path / name).read_bytes() == (STUDENT / name).read_bytes(), name
 
 
+def test_outside_the_project_the_first_cell_fetches_it(tmp_path, monkeypatch):
+    assert command_line("--project", HERE.as_uri(), "--out", tmp_path / "x",
+                        program=PROGRAM).returncode == 0
+    cell, calls = cells(tmp_path / "x" / LESSONS[0])[0], []
+    monkeypatch.setattr(subprocess, "run", lambda line, check: calls.append(line))
+    monkeypatch.chdir(STUDENT)
+    exec(cell, {})
+    assert not calls                                            # it is there
+    (tmp_path / "macaw").mkdir()
+    (tmp_path / "macaw/requirements.txt").write_text((HERE / "requirements.txt").read_text())
+    monkeypatch.chdir(tmp_path)
+    exec(cell, {})
+    assert len(calls) == 1 and {"torch", "gymnasium[mujoco]"} < set(calls[0])   # no version
+
+
+def test_slides_show_the_figures_with_a_sentence_each(tmp_path):
+    result = command_line("--out", tmp_path / "a.html", program="notebooks/slides.py")
+    assert result.returncode == 0, result.stderr
+    made = (tmp_path / "a.html").read_text()
+    slides = re.findall("<section>.*?</section>", made, re.DOTALL)
+    assert len(slides) >= len(LESSONS) and "http" not in made
+    assert all(re.search(r"<p>[^<>]{10,}</p>", slide) for slide in slides)
+
+
 def test_asserts_follow_every_gap():
     for name in LESSONS:
         sources = cells(NOTEBOOKS / name)
@@ -81,6 +106,31 @@ def test_asserts_tell_a_right_gap_from_a_wrong_one(run):
     run(sources[:k + 1])
     with pytest.raises(AssertionError):
         run([*sources[:k], sources[k].replace(solution, "    return distance")])
+
+
+def points(path):
+    """What check.py gives: points, of how many."""
+    said = command_line(path, program="notebooks/check.py").stdout
+    return *map(int, re.search(r": (\d+) of (\d+) points$", said).groups()), said
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_hidden_cases_give_all_points_to_solutions_and_none_to_gaps(name):
+    right, of, _ = points(NOTEBOOKS / name)
+    assert right == of == 3 * len(gaps(cells(NOTEBOOKS / name)))
+    assert points(STUDENT / name)[:2] == (0, of)
+
+
+@pytest.mark.parametrize("name, right, wrong", [
+    (LESSONS[0], "gamma * tail", "tail"), (LESSONS[1], "(action).sum", "(action).mean"),
+    (LESSONS[2], "z1 @ M1.T", "z @ M1.T"), (LESSONS[3], "total, 1 / total", "total, 2 / total"),
+    (LESSONS[4], "values[t + 1])", "0.0)")])
+def test_hidden_cases_take_points_from_wrong_answers(name, right, wrong, tmp_path):
+    text = (NOTEBOOKS / name).read_text()
+    assert right in text
+    (tmp_path / name).write_text(text.replace(right, wrong))
+    good, of, said = points(tmp_path / name)
+    assert 0 < good < of and "off by" in said
 
 
 def test_the_table_of_symbols_names_what_is_in_the_code():
