@@ -31,12 +31,6 @@ def transitions():
     return v, effort, -abs(v - uniform(0.2, 3)) - effort + normal(0, 0.02, 40)
 
 
-def step():
-    transforms = [macaw.WeightTransform(3, 2, 4, 0.1) for _ in range(3)]
-    weights = [t.initial()[0].detach().requires_grad_() for t in transforms]
-    return transforms, weights, sum(w.pow(3).sum() for w in weights)
-
-
 def meta_step():
     def batch():
         s, x = torch.randn(3, 2, 8, 3), torch.randn(3, 2, 8)
@@ -50,7 +44,6 @@ def meta_step():
 CASES = {                                               # arguments, drawn anew for each case
     "fitted_goal": transitions,
     "my_returns": lambda: (normal(size=30), uniform(0.8, 1), normal()),
-    "my_step": step,
     "my_meta_step": meta_step,
     "my_awr": lambda: (*torch.randn(2, 3, 20, 4), torch.randn(3, 20), float(positive()), 0.3),
     "mirrored": lambda: (torch.randn(2, 3), positive(2)),
@@ -60,10 +53,9 @@ CASES = {                                               # arguments, drawn anew 
         power=float(positive()) + 1, beta=float(positive()), epsilon=float(positive()))),
     "my_product_of_gaussians": lambda: (torch.randn(3, 9, 4), positive(3, 9, 4)),
     "my_td_lambda": lambda: (torch.randn(9), torch.randn(10), uniform() < 0.5, 0.9, uniform()),
-    "my_interval": lambda: (normal(-100, 30, (1, 5)) + normal(0, 3, (6, 5)),
-                            np.random.default_rng(0)),
+    "my_interval": lambda: (normal(-100, 30, (1, 5)) + normal(0, 3, (6, 5)),),
 }
-POINTS, CHANCE = 3, {"my_interval": 0.05}               # how far chance alone may put it off
+POINTS = 3
 
 
 def functions(path):
@@ -109,8 +101,7 @@ def points(mine, theirs, name):
         try:
             got = answer(mine, name, case, theirs.__code__.co_argcount)
             np.testing.assert_equal(got.size, expected.size, "how many numbers it gives")
-            room = CHANCE.get(name, 1e-4)
-            if np.allclose(got, expected, rtol=room, atol=room * abs(expected).mean()):
+            if np.allclose(got, expected, rtol=1e-4, atol=1e-4 * abs(expected).mean()):
                 good += 1
             else:
                 said = f"off by up to {abs(got - expected).max():.3g}"

@@ -4,8 +4,9 @@
     python notebooks/students.py --project https://github.com/you/macaw --out colab
 
 A gap is what stands between the comment lines "# --- solution" and "# --- end of solution" of a
-function; the asserts after it pass when it is filled well. Solutions of exercises (<details>) and
-outputs are left out, too. The same lessons give the same bytes.
+function; the asserts after it pass when it is filled well. Left out, too: outputs, solutions of
+exercises (<details>), and what a result says (from <!-- seen --> to <!-- end of seen -->), in place
+of which students write down what they see. The same lessons give the same bytes.
 With --project each version begins with a cell that fetches the project from there if need be.
 """
 import json
@@ -22,6 +23,8 @@ BEGIN, END = "# --- solution", "# --- end of solution"
 GAP = re.compile(rf"(def (\w+)\((?:(?!def ).)*?\n)( +){BEGIN}\n.*?\n +{END}(?=\n|$)", re.DOTALL)
 EMPTY = r'\1\3raise NotImplementedError("your turn: write \2 as its docstring says")'
 DETAILS = re.compile(r"\n*<details>.*?</details>", re.DOTALL)
+SEEN = re.compile(r"<!-- seen -->.*?<!-- end of seen -->", re.DOTALL)
+YOURS = "*What do you see? Write it here, then compare with the full lesson.*"
 NOTE = """
 
 *Made from the full lesson `notebooks/{}` by `python notebooks/students.py`: gaps stand in place \
@@ -54,7 +57,7 @@ def student_version(lesson, name):
                                "outside a function; write both, in a function's body")
             new |= dict(execution_count=None, outputs=[])
         else:
-            source = DETAILS.sub("", source).strip()
+            source = SEEN.sub(YOURS, DETAILS.sub("", source)).strip()
         if not cells:
             source += NOTE.format(name)
         if source:

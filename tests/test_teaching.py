@@ -31,12 +31,17 @@ def gaps(sources):
 
 @pytest.fixture
 def run(monkeypatch):
-    """A function that runs cells one after another in the students' folder."""
+    """A function that runs cells one after another in the students' folder and gives what they
+    made, by name."""
+    def execute(sources):
+        made = {}
+        exec("\n".join(sources), made)
+        return made
     monkeypatch.chdir(STUDENT)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(plt, "show", plt.close)
     with matplotlib.rc_context({"backend": "Agg"}):
-        yield lambda sources: exec("\n".join(sources), {})
+        yield execute
     torch.set_default_dtype(torch.float32)
 
 
@@ -80,7 +85,8 @@ def test_asserts_follow_every_gap():
             place, = (i for i, node in enumerate(nodes) if getattr(node, "name", "") == function)
             after = ast.Module(nodes[place + 1:], [])
             assert re.search(rf"\b{function}\(", ast.unparse(after)), function
-            assert any(isinstance(x, ast.Assert) for x in ast.walk(after)), function
+            asserts = [x for x in ast.walk(after) if isinstance(x, ast.Assert)]
+            assert asserts and all(x.msg for x in asserts), function
 
 
 def test_no_solution_and_no_output_is_left_for_students():
@@ -88,7 +94,7 @@ def test_no_solution_and_no_output_is_left_for_students():
         text = (STUDENT / name).read_text()
         for _, _, solution in gaps(cells(NOTEBOOKS / name)):
             assert json.dumps(solution.splitlines()[0])[1:-1] not in text, name
-        assert "# --- " not in text and "<details>" not in text
+        assert "# --- " not in text and "<details>" not in text and "seen -->" not in text
         assert not any(cell.get("outputs") for cell in json.loads(text)["cells"])
 
 
@@ -100,12 +106,41 @@ def test_an_empty_gap_stops_a_student_and_nothing_before_it_does(name, run):
         run(cells(STUDENT / name)[:k + 2])
 
 
-def test_asserts_tell_a_right_gap_from_a_wrong_one(run):
-    sources = cells(NOTEBOOKS / "3_expressiveness.ipynb")
-    k, _, solution = gaps(sources)[0]
-    run(sources[:k + 1])
-    with pytest.raises(AssertionError):
-        run([*sources[:k], sources[k].replace(solution, "    return distance")])
+def names(source, context):
+    """Names that a cell reads (ast.Load) or makes (ast.Store)."""
+    nodes = list(ast.walk(ast.parse(source)))
+    found = {x.id for x in nodes if isinstance(x, ast.Name) and isinstance(x.ctx, context)}
+    return found | {x.name for x in nodes if isinstance(x, ast.FunctionDef | ast.ClassDef)
+                    and context is ast.Store}
+
+
+def needed_by(sources, k):
+    """The cells before cell k that it needs: the first two, which import, and makers of names."""
+    kept, needed = [], names(sources[k], ast.Load) - names(sources[k], ast.Store)
+    for source in reversed(sources[2:k]):
+        if names(source, ast.Store) & needed:
+            kept.insert(0, source)
+            needed |= names(source, ast.Load)
+    return [*sources[:2], *kept]
+
+
+@pytest.mark.parametrize("name, function", [(name, gap[1]) for name in LESSONS
+                                            for gap in gaps(cells(NOTEBOOKS / name))])
+def test_asserts_tell_right_answers_from_wrong_ones_in_words(name, function, run):
+    sources = cells(NOTEBOOKS / name)
+    (k, solution), = ((k, text) for k, gap, text in gaps(sources) if gap == function)
+    answers = re.findall(rf"== {function} (\w+)\n(.*?)(?=\n+==|\n*$(?!.))", (
+        HERE / "tests/answers.txt").read_text(), re.DOTALL)
+    assert sorted(kind for kind, _ in answers) == ["right"] * 2 + ["wrong"] * 3
+    made = run(needed_by(sources, k))
+    for kind, body in answers:
+        cell = sources[k].replace(solution, body)
+        if kind == "right":
+            exec(cell, dict(made))
+        else:
+            with pytest.raises(AssertionError) as error:
+                exec(cell, dict(made))
+            assert str(error.value), body
 
 
 def points(path):
