@@ -4,8 +4,9 @@
     python -m experiments.tables leads runs/class --out x.png           # one, of other runs
 
 A difference is paired: the same tasks and seeds. It is called significant if its 95% t-interval
-over tasks, each with its mean over seeds, leaves out zero. On cheetah_dir, which has no task to
-hold out, the interval is over seeds. Where but five tasks were tested there are means alone.
+over tasks, each with its mean over seeds, leaves out zero, and so does that over the means of the
+sets of five tasks, for these share their runs. On cheetah_dir, which has no task to hold out, the
+interval is over seeds. Where but five tasks were tested there are means alone.
 """
 import contextlib
 import io
@@ -109,15 +110,20 @@ def leads(folder, path):
                  ("standing still", "data's mean")}
         dots(axes, drawn)
         for label, x in leads.items():
-            mean, low, high = interval(x)
-            verdict = "yes" if evidence.significant(low, high) else "no"
+            sets = x.reshape(-1, 5).mean(1) if evidence.vary(family.name) else x
+            (mean, low, high), (_, *wide) = interval(x), interval(sets)
+            verdict = "yes" if evidence.significant(low, high) and evidence.significant(
+                *wide) else "no"
             rows.append([family.name, label, len(x), as_text(mean, low, high, sign="+"),
-                         verdict if len(x) > 5 else "too few to tell", f"{(x > 0).mean():.0%}"])
+                         "[{:.1f}, {:.1f}]".format(*wide) if len(sets) not in (1, len(x)) else "",
+                         verdict if len(x) > 5 else "too few to tell",
+                         f"{(x > 0).mean():.0%}"])
             if label in drawn:
                 axes.plot([low, high], [list(drawn).index(label)] * 2, color="black", lw=2)
         axes.axvline(0, color="black", lw=1)
         axes.set(xlabel="MACAW's lead (dots: tasks; cheetah_dir: seeds)")
-    evidence.table(["family", "MACAW's lead over", "n", "mean", "significant", "ahead on"], rows)
+    evidence.table(["family", "MACAW's lead over", "n", "mean", "over sets", "significant",
+                    "ahead on"], rows)
     save(figure, path)
 
 
@@ -126,29 +132,29 @@ def coverage(folder, path):
     own leads: between tasks, between runs (a run is tested on five of the tasks), and the rest. No
     figure."""
     rows, random = [], np.random.default_rng(0)
-    for env in envs.FAMILIES:
-        sets = sorted({f.name.split("-s")[0][5:] for f in folders_of(folder / env, "macaw_set*")})
+    for family in families(folder):
+        sets = sorted({f.name.split("-s")[0][5:] for f in folders_of(family, "macaw_set*")})
         for name in RIVALS if sets else ():
-            x = [paired([runs_of(folder / env, of + suffix) for of in ("macaw", name)])
-                 for suffix in ["", *sets]]
-            x = [pair[0] - pair[1] for pair in x if pair.size]          # of each set (seeds, tasks)
-            x = np.array([lead[:min(map(len, x))] for lead in x])       # (sets, seeds, tasks)
-            seeds = x.shape[1]
-            if seeds < 2:
-                continue
-            task, run = x.mean(1, keepdims=True), x.mean(2, keepdims=True)
-            rest = ((x - task - run + x.mean((1, 2), keepdims=True)) ** 2).sum() / (
-                len(x) * (seeds - 1) * (x.shape[2] - 1))
-            runs = max(0.0, run.var(1, ddof=1).mean() - rest / x.shape[2])
-            tasks = max(0.0, task.var(ddof=1) - (rest + runs) / seeds)
-            drawn = [random.normal(0, variance ** 0.5, (4000, *shape)) for variance, shape in (
-                (tasks, (len(x), 1, x.shape[2])), (runs, (len(x), seeds, 1)), (rest, x.shape))]
-            means = sum(drawn).mean(2).reshape(4000, -1)                # of each task
-            low, high = np.transpose([interval(y)[1:] for y in means])
-            rows.append([env, LABELS[name], means.shape[1], seeds, *(
+            pairs = [paired([runs_of(family, of + suffix) for of in ("macaw", name)])
+                     for suffix in ["", *sets]]
+            leads = [pair[0] - pair[1] for pair in pairs if pair.size]  # of each set (seeds, tasks)
+            many = [x for x in leads if len(x) > 1]
+            runs = np.mean([x.mean(1).var(ddof=1) for x in many])
+            rest = [(x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()) for x in many]
+            rest = sum((x ** 2).sum() for x in rest) / sum(
+                (len(x) - 1) * (x.shape[1] - 1) for x in rest)
+            runs = max(0.0, runs - rest / leads[0].shape[1])
+            noise = np.mean([(runs + rest) / len(x) for x in leads])
+            tasks = max(0.0, np.concatenate([x.mean(0) for x in leads]).var(ddof=1) - noise)
+            drawn = np.concatenate([sum(
+                random.normal(0, variance ** 0.5, (4000, *shape)) for variance, shape in (
+                    (tasks, (1, x.shape[1])), (runs, (len(x), 1)), (rest, x.shape))).mean(1)
+                for x in leads], 1)                                     # (4000, tasks)
+            low, high = np.transpose([interval(y)[1:] for y in drawn])
+            rows.append([family.name, LABELS[name], drawn.shape[1], *(
                 f"{variance ** 0.5:.1f}" for variance in (tasks, runs, rest)),
                 f"{((low <= 0) & (high >= 0)).mean():.1%}"])
-    evidence.table(["family", "MACAW's lead over", "tasks", "seeds", "deviation between tasks",
+    evidence.table(["family", "MACAW's lead over", "tasks", "deviation between tasks",
                     "between runs", "the rest", "coverage"], rows)
 
 
