@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import torch
-from numpy.random import normal, uniform
+from numpy.random import exponential, normal, uniform
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -27,15 +27,16 @@ def positive(*shape):
 
 
 def transitions():
-    v, effort = uniform((-1, 0), (3, 0.3), (40, 2)).T
-    return v, effort, -abs(v - uniform(0.2, 3)) - effort + normal(0, 0.02, 40)
+    v, effort = uniform((-1, 0), (3, 0.3), (41, 2)).T
+    return v, effort, -abs(v - uniform(1.5, 3)) - effort + exponential(0.3, 41)
 
 
 def meta_step():
-    def batch():
-        s, x = torch.randn(3, 2, 8, 3), torch.randn(3, 2, 8)
-        return Batch(s[0], positive(2, 8, 2), x[0], x[1], s[1], 0 * x[0], x[2], 0 * x[0], s[2])
-    model = macaw.MetaLearner(3, 2, macaw.Config(width=8, latent=4, head_width=4))
+    def batch():                                        # of three tasks
+        s, x = torch.randn(3, 3, 8, 3), torch.randn(3, 3, 8)
+        return Batch(s[0], positive(3, 8, 2), x[0], x[1], s[1], 0 * x[0], x[2], 0 * x[0], s[2])
+    model = macaw.MetaLearner(3, 2, macaw.Config(width=8, latent=4, head_width=4,
+                                                  inner_steps=2))
     for p in model.parameters():
         p.grad = torch.ones_like(p)                     # of an earlier step
     return model, model.optimizer(), batch(), batch()
@@ -86,11 +87,12 @@ def flat(x):
 
 
 def answer(function, name, case, count):
-    """A function's answer to a case of `count` arguments, and what it made of nets among them."""
+    """A function's answer to a case of `count` arguments, and what it made of nets and arrays."""
     np.random.seed(1000 + case)
     torch.manual_seed(1000 + case)
     given = CASES[name]()[:count]
-    return flat([function(*given), *(x for x in given if isinstance(x, torch.nn.Module))])
+    answered = function(*given)
+    return flat([answered, *(x for x in given if isinstance(x, torch.nn.Module | np.ndarray))])
 
 
 def points(mine, theirs, name):

@@ -131,7 +131,8 @@ def test_asserts_tell_right_answers_from_wrong_ones_in_words(name, function, run
     (k, solution), = ((k, text) for k, gap, text in gaps(sources) if gap == function)
     answers = re.findall(rf"== {function} (\w+)\n(.*?)(?=\n+==|\n*$(?!.))", (
         HERE / "tests/answers.txt").read_text(), re.DOTALL)
-    assert sorted(kind for kind, _ in answers) == ["right"] * 2 + ["wrong"] * 3
+    kinds = [kind for kind, _ in answers]
+    assert kinds.count("right") == 2 and kinds.count("wrong") == len(kinds) - 2 >= 3
     made = run(needed_by(sources, k))
     for kind, body in answers:
         cell = sources[k].replace(solution, body)
