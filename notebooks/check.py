@@ -37,8 +37,6 @@ def meta_step():
         return Batch(s[0], positive(3, 8, 2), x[0], x[1], s[1], 0 * x[0], x[2], 0 * x[0], s[2])
     model = macaw.MetaLearner(3, 2, macaw.Config(width=8, latent=4, head_width=4,
                                                   inner_steps=2))
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)                     # of an earlier step
     return model, model.optimizer(), batch(), batch()
 
 
