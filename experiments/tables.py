@@ -110,19 +110,17 @@ def leads(folder, path):
                  ("standing still", "data's mean")}
         dots(axes, drawn)
         for label, x in leads.items():
-            sets = x.reshape(-1, 5).mean(1) if evidence.vary(family.name) else x
-            (mean, low, high), (_, *wide) = interval(x), interval(sets)
-            verdict = "yes" if evidence.significant(low, high) and evidence.significant(
-                *wide) else "no"
+            mean, low, high = interval(x)
+            sets = evidence.by_set(x, family.name)
             rows.append([family.name, label, len(x), as_text(mean, low, high, sign="+"),
-                         "[{:.1f}, {:.1f}]".format(*wide) if len(sets) not in (1, len(x)) else "",
-                         verdict if len(x) > 5 else "too few to tell",
+                         "[{:.1f}, {:.1f}]".format(*interval(sets)[1:])
+                         if 1 < len(sets) < len(x) else "", evidence.verdict(x, family.name),
                          f"{(x > 0).mean():.0%}"])
             if label in drawn:
                 axes.plot([low, high], [list(drawn).index(label)] * 2, color="black", lw=2)
         axes.axvline(0, color="black", lw=1)
         axes.set(xlabel="MACAW's lead (dots: tasks; cheetah_dir: seeds)")
-    evidence.table(["family", "MACAW's lead over", "n", "mean", "over sets", "significant",
+    evidence.table(["family", "MACAW's lead over", "n", "mean", "over sets", "verdict",
                     "ahead on"], rows)
     save(figure, path)
 

@@ -153,9 +153,18 @@ def as_text(mean, low, high, sign="", digits=1):
     return f"{mean:{sign}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def significant(low, high):
-    """Whether a difference's 95% interval leaves out zero."""
-    return low > 0 or high < 0
+def by_set(x, env):
+    """Means of leads x (units,) over each set of held-out tasks, whose tasks share their runs."""
+    return x.reshape(-1, len(envs.FAMILIES[env].test)).mean(1) if vary(env) else x
+
+
+def verdict(x, env):
+    """Whether leads x (units,) of a family's runs are significant: the 95% interval over units
+    leaves out zero, and so does that over sets."""
+    if len(x) <= 5:
+        return "too few to tell"
+    ends = [interval(y)[1:] for y in (x, by_set(x, env))]
+    return "significant" if all(low > 0 or high < 0 for low, high in ends) else "not significant"
 
 
 def table(header, rows):

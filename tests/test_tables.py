@@ -88,9 +88,9 @@ def test_leads_are_called_significant_where_the_interval_leaves_out_zero(tmp_pat
     tables.leads(tmp_path, tmp_path / "x.png")
     table = printed(capsys)
     assert table["ant_dir", "FOCAL"] == [
-        "10", "+10.0 [9.5, 10.5]", "[10.0, 10.0]", "yes", "100%"]
+        "10", "+10.0 [9.5, 10.5]", "[10.0, 10.0]", "significant", "100%"]
     assert table["ant_dir", "Meta-BC"] == [
-        "10", "+0.0 [-0.5, 0.5]", "[0.0, 0.0]", "no", "20%"]
+        "10", "+0.0 [-0.5, 0.5]", "[0.0, 0.0]", "not significant", "20%"]
     assert table["ant_dir", "MT+FT"][3] == "too few to tell"
     assert table["ant_dir", "agents' final return"][1] == "+0.0 [-0.5, 0.5]"
 
@@ -101,8 +101,8 @@ def test_a_lead_that_its_runs_share_is_not_significant(tmp_path, capsys):
         for name, after in (("macaw", lead), ("focal", 0.0)):
             keep(tmp_path / "ant_dir", name + suffix, 0, after)
     tables.leads(tmp_path, tmp_path / "x.png")
-    assert printed(capsys)["ant_dir", "FOCAL"] == ["10", "+5.0 [2.0, 8.0]", "[-45.8, 55.8]", "no",
-                                                   "100%"]
+    assert printed(capsys)["ant_dir", "FOCAL"] == ["10", "+5.0 [2.0, 8.0]", "[-45.8, 55.8]",
+                                                   "not significant", "100%"]
 
 
 def test_the_page_says_how_often_our_intervals_hold_the_truth():
