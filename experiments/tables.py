@@ -89,7 +89,7 @@ def overview(folder, path):
         mean = {name: f"{x.mean():.0f}" for name, x in units}
         kind = "tasks" if evidence.vary(family.name) else "seeds"
         rows.append([f"`{family.name}`", f"{len(units[0][1])} {kind}", *(
-            mean.get(name, "") for name in (*columns, *RIVALS)), f"**{mean['macaw']}**",
+            mean.get(name, "") for name in (*columns, *RIVALS)), mean["macaw"],
             mean[FINAL]])
     evidence.table(["family", "", *columns, *(LABELS[name] for name in RIVALS), "MACAW",
                     FINAL], rows)
