@@ -46,7 +46,7 @@ class Config:
     steps: int = flag(60_000, "environment steps of each agent", 1)
     out: str = flag("", "file to write; data/ENV.npz when empty")
     join: str = flag("", "data files, as in a.npz,b.npz, to write the best agent of each task from")
-    keep: int = flag(13_000, "transitions a task to store, evenly spaced over the agent's life", 1)
+    keep: int = flag(13_000, "transitions of a task to keep, evenly over its agent's lifetime", 1)
     seed: int = flag(0, "of environments and exploration", 0)
     device: str = flag("cpu", "cpu or cuda")
     width: int = flag(128, "units in each of the two hidden layers", 1, 4096)
