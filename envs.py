@@ -208,15 +208,16 @@ def nudged(policies, D):
     """
     usual = (D.next_obs - D.obs).norm(dim=-1).median(-1).values[:, None, None]          # (N, 1, 1)
     sigma, generator = D.action.std(1, keepdim=True), torch.Generator().manual_seed(0)
-    last = [None]
+    last = None
 
     def act(obs):
+        nonlocal last
         action = policies(obs)                                                      # (N, 1, act)
-        if last[0] is not None:
-            rests = (obs - last[0]).norm(dim=-1, keepdim=True) < usual / 3          # (N, 1, 1)
+        if last is not None:
+            rests = (obs - last).norm(dim=-1, keepdim=True) < usual / 3          # (N, 1, 1)
             noise = torch.randn(action.shape, generator=generator).to(action.device)
             action = (action + rests * sigma * noise).clamp(-1, 1)
-        last[0] = obs
+        last = obs
         return action
     return act
 

@@ -10,7 +10,6 @@ interval is over seeds. Where but five tasks were tested there are means alone.
 """
 import contextlib
 import io
-import json
 import os
 import pathlib
 import re
@@ -70,8 +69,7 @@ def dots(axes, rows, columns=("",)):
 def beside(family):
     """What each tested task has beside learned policies, by name (units,); what stands still and
     what the nearest agent earns only where results/trivial.json tells it."""
-    file = family.parent / "trivial.json"
-    trivial = json.loads(file.read_text()).get(family.name, {}) if file.exists() else {}
+    trivial = evidence.trivial(family.parent, family.name)
     ids = [str(int(i)) for i in units_of(family, ["macaw"], "id")[0]]
     found = {label: np.array([trivial[i][key] for i in ids]) for label, key in (
         ("standing still", "standing"), ("nearest agent", "nearest")) if set(ids) <= set(trivial)}
@@ -131,11 +129,11 @@ def coverage(folder, path):
     figure."""
     rows, random = [], np.random.default_rng(0)
     for family in families(folder):
-        sets = sorted({f.name.split("-s")[0][5:] for f in folders_of(family, "macaw_set*")})
-        for name in RIVALS if sets else ():
-            pairs = [paired([runs_of(family, of + suffix) for of in ("macaw", name)])
-                     for suffix in ["", *sets]]
-            leads = [pair[0] - pair[1] for pair in pairs if pair.size]  # of each set (seeds, tasks)
+        for name in RIVALS:
+            pairs = evidence.of_sets(family, ["macaw", name])
+            leads = [mine - theirs for mine, theirs in pairs]           # of each set (seeds, tasks)
+            if len(leads) < 2:
+                continue
             many = [x for x in leads if len(x) > 1]
             runs = np.mean([x.mean(1).var(ddof=1) for x in many])
             rest = [(x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()) for x in many]
@@ -195,7 +193,7 @@ def early(folder, path):
             if name in ("meta_bc", "mt_awr", "pearl", "focal") and pair[0]:
                 steps, after = evidence.while_training([
                     family / f"{run['variant']}-s{run['seed']}" for runs in pair for run in runs])
-                mine, theirs = np.split(after.round(6), 2)                  # (seeds, steps)
+                mine, theirs = np.split(after, 2)                           # (seeds, steps)
                 lead = dict(zip(steps, (mine - theirs).mean(0)))
                 rows.append([family.name, LABELS[name], len(mine), *(
                     f"{lead[k]:+.1f}" if k in lead else "" for k in shown)])

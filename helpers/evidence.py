@@ -105,10 +105,11 @@ def shared_of(family, names):
     return cells
 
 
-def paired(cells):
-    """Returns of lists of runs at the seeds that all have, (lists, seeds, tasks); empty without."""
+def paired(cells, what="after"):
+    """A number of each task of lists of runs at the seeds that all have, (lists, seeds, tasks);
+    empty without."""
     cells = shared(cells)
-    together = numbers([run for runs in cells for run in runs], "after")
+    together = numbers([run for runs in cells for run in runs], what)
     return together.reshape(len(cells), len(cells[0]), -1 if cells[0] else 1)
 
 
@@ -120,20 +121,29 @@ def while_training(folders):
 
 
 # ------------------------------------------------------------------------------- units of evidence
-def units_of(family, names, what="after"):
-    """What each of these sorts of runs earns, (names, units), at the seeds and tasks that all have:
-    for each task the mean over seeds, from all sets of held-out tasks (runs NAME_setK); for each
-    seed the mean over tasks where these are all that there are (cheetah_dir)."""
+def of_sets(family, names, what="after"):
+    """A number of these sorts of runs, (names, seeds, tasks), for each set of held-out tasks (runs
+    NAME and NAME_setK) that all of them have, at the seeds that all have."""
     sets = sorted({folder.name.split("-s")[0].removeprefix(names[0])
                    for folder in folders_of(family, f"{names[0]}_set*")})
-    found = []
-    for suffix in ["", *sets]:
-        cells = shared([runs_of(family, name + suffix) for name in names])
-        if cells[0]:
-            every = numbers([run for runs in cells for run in runs], what)
-            every = every.reshape(len(names), len(cells[0]), -1)            # (names, seeds, tasks)
-            found.append(every.mean(1 if vary(family.name) else 2))
+    found = (paired([runs_of(family, name + suffix) for name in names], what)
+             for suffix in ["", *sets])
+    return [x for x in found if x.size]
+
+
+def units_of(family, names, what="after"):
+    """What each of these sorts of runs earns, (names, units): for each task of all sets the mean
+    over seeds; for each seed the mean over tasks where these are all that there are (cheetah_dir).
+    """
+    found = [x.mean(1 if vary(family.name) else 2) for x in of_sets(family, names, what)]
     return np.concatenate(found, 1) if found else np.empty((len(names), 0))
+
+
+def trivial(results, env):
+    """What standing still and the nearest agent earn on each task, {id: {"standing", "nearest"}},
+    from a folder of results; empty where experiments/trivial.py has left nothing."""
+    file = pathlib.Path(results, "trivial.json")
+    return json.loads(file.read_text()).get(env, {}) if file.exists() else {}
 
 
 # 97.5% quantiles of Student's t with 1, 2, 3, ... degrees of freedom

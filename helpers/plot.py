@@ -3,7 +3,6 @@
     python -m helpers.plot curve runs/a runs/b --out curve.png      # return over meta-steps
     python -m helpers.plot tasks runs/a runs/b --out tasks.png      # return on each held-out task
 """
-import json
 import pathlib
 
 import numpy as np
@@ -12,9 +11,9 @@ from matplotlib.figure import Figure  # not pyplot: needs no display, leaves a n
 
 import envs
 from helpers.command import Parser, check_writable, one_sentence, replacing
-from helpers.evidence import check_alike, numbers, read, vary
+from helpers.evidence import check_alike, numbers, read, trivial, vary
 
-TRIVIAL = pathlib.Path(__file__).parent.parent / "results/trivial.json"
+RESULTS = pathlib.Path(__file__).parent.parent / "results"
 COLORS = {"macaw": "#0072B2", "robust": "#00416B", "meta_bc": "#E69F00", "mt_awr": "#009E73",
           "focal": "#CC79A7", "pearl": "#D55E00", "smac": "#56B4E9"}    # Okabe and Ito's
 LABELS = {"macaw": "MACAW", "robust": "MACAW, robust recipe", "paper": "Algorithm 1 as printed",
@@ -105,8 +104,7 @@ def tasks(folders, path):
     config, runs = configs_of(folders)[0], [read(folder, "summary.json") for folder in folders]
     env, ids = config["env"], [task["id"] for task in runs[0]["tasks"]]
     x = np.arange(len(ids)) + 0.04 * (np.arange(len(runs))[:, None] - len(runs) // 2)
-    known = json.loads(TRIVIAL.read_text()) if TRIVIAL.exists() else {}
-    figure, (axes,), trivial = *panels(9, 4.5), known.get(env, {})
+    figure, (axes,) = panels(9, 4.5)
     for name, marker, size, color, label in (
             ("behavior_final", "_", 25, "black", "the agent that made the data, at its end"),
             ("after", "o", 8, COLORS["macaw"],
@@ -114,10 +112,11 @@ def tasks(folders, path):
             ("before", "s", 8, "#999999", "before")):
         axes.plot(x.ravel(), numbers(runs, name).ravel(), marker, color=color, ms=size,
                   mew=size / 10, label=label)
+    known = trivial(RESULTS, env)
     for name, marker, color, label in (("standing", "x", "#D55E00", "standing still"),
                                        ("nearest", "^", "#009E73", "the nearest training agent")):
-        if set(map(str, ids)) <= trivial.keys():
-            axes.plot([trivial[str(i)][name] for i in ids], marker, color=color, ms=8, mew=2,
+        if set(map(str, ids)) <= known.keys():
+            axes.plot([known[str(i)][name] for i in ids], marker, color=color, ms=8, mew=2,
                       fillstyle="none", label=label)
     axes.set_xticks(range(len(ids)), [name_of(envs.FAMILIES[env].tasks[i], i) for i in ids])
     what = "tasks that were never trained on" if config.get("holdout") or vary(env) else "its tasks"

@@ -299,7 +299,7 @@ def load(method, path, device="cpu", resume=False, **changes):
             free = ("resume" if resume else "evaluate") in field.metadata["free"]
             why = ", where its step sizes reach 0" if name == "steps" else ""
             check(free or name not in changes or changes[name] == config[name],
-                  f"was made with --{command.dashed(name)} {config.get(name)}{why}; omit the "
+                  f"was made with --{command.dashed(name)} {config[name]}{why}; omit the "
                   "flag or start a new run")
         check(set(config) == set(defaults),
               "was made with other settings than this version has; train again")

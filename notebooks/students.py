@@ -70,7 +70,8 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--out", default=HERE / "student", type=pathlib.Path)
     parser.add_argument("--project", help="where git finds the project, for Colab")
-    project, out = (arguments := parser.parse_args()).project, arguments.out
+    arguments = parser.parse_args()
+    project, out = arguments.project, arguments.out
     with one_sentence(parser.leave):
         if out.resolve() == HERE:
             raise BadInput(f"{HERE} holds the full lessons; give another --out")

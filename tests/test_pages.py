@@ -97,7 +97,6 @@ def test_the_tables_of_the_pages_are_those_of_the_results():
 
 # ------------------------------------------------------------------------------ settings, results
 
-STILL = dict(nudge=False)           # what runs had before a setting was there
 # Walkers' runs before their long inner gradients were clipped, which few reach (deviation 6)
 UNCLIPPED = {f"results/walker_params/{variant}-s{seed}" for variant in ("macaw", "meta_bc")
              for seed in range(10)}
@@ -112,7 +111,7 @@ def test_results_were_made_with_the_settings_that_their_names_tell():
         stored = json.loads((HERE / row.folder / "config.json").read_text())
         expected = dataclasses.asdict(row.settings())
         differ = {name for name, value in expected.items()
-                  if stored.get(name, STILL.get(name, value)) != value}
+                  if stored.get(name, runs.STILL.get(name, value)) != value}
         assert not row.changes
         assert differ == ({"max_gradient"} if row.folder in UNCLIPPED else set())
         checked += 1
